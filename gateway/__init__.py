@@ -1,0 +1,1 @@
+"""A Redis-aware reverse proxy."""

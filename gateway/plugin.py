@@ -1,0 +1,113 @@
+"""All that a plugin's author imports.
+
+A plugin is one link of a route's chain. The life of one:
+
+1. its table in the configuration is read into `Config`; a wrong key is an error before anything starts;
+2. it is made: `Plugin(config, name)`; nothing is opened yet;
+3. `start(worker)` runs once in each worker process, in the chain's order;
+4. for each request: every plugin's `ask`, in order and without waiting; then `__call__`, one around the next;
+5. `stop()` runs once, in reverse order, after the last request was answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from gateway.request import BodyBroken, BodyTimeout, BodyTooLarge, Request
+from gateway.response import (
+    FAILED,
+    HIT,
+    MISS,
+    PASS,
+    REFUSED,
+    STALE,
+    Response,
+    header_line,
+    problem,
+)
+from gateway.store import Answer, Known, Redis, RedisDown, RedisError, Script
+
+if TYPE_CHECKING:
+    from gateway.worker import Worker
+
+__all__ = [
+    "FAILED",
+    "HIT",
+    "MISS",
+    "PASS",
+    "REFUSED",
+    "STALE",
+    "Answer",
+    "BodyBroken",
+    "BodyTimeout",
+    "BodyTooLarge",
+    "Handler",
+    "Known",
+    "OnRedisFailure",
+    "Plugin",
+    "PluginConfig",
+    "Redis",
+    "RedisDown",
+    "RedisError",
+    "Request",
+    "Response",
+    "Script",
+    "header_line",
+    "problem",
+]
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+OnRedisFailure = Literal["pass", "refuse", "local"]
+
+
+class PluginConfig(BaseModel):
+    """Base of a plugin's `Config`: unknown keys are errors, values do not change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Plugin:
+    """One link of a chain.
+
+    Subclasses may say:
+        Config: a `PluginConfig` with the plugin's own keys, their defaults and descriptions.
+        on_redis_failure: what happens to a request when Redis cannot answer it: `pass` (as if this plugin were
+            not there), `refuse` (503 with `Retry-After`) or `local` (`without_redis` decides). This is the
+            default; the key `on_redis_failure` of the plugin's table overrides it.
+    """
+
+    Config: ClassVar[type[PluginConfig]] = PluginConfig
+    on_redis_failure: OnRedisFailure = "pass"
+
+    def __init__(self, config: Any, name: str) -> None:
+        self.config = config
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+    def ask(self, request: Request, redis: Redis) -> Answer | None:
+        """Ask Redis, without waiting; `request.answers[self]` holds what is returned here.
+
+        It runs even if an earlier plugin refuses the request afterwards: it may read or count, not consume.
+        It sees what earlier plugins' `ask` could set without waiting.
+        """
+        return None
+
+    async def __call__(self, request: Request, call_next: Handler) -> Response:
+        """Answer, or pass on with `await call_next(request)` and change what comes back."""
+        return await call_next(request)
+
+    async def without_redis(self, request: Request, call_next: Handler) -> Response:
+        """What `on_redis_failure = "local"` does: decide from this process's own state."""
+        raise NotImplementedError
+
+    async def start(self, worker: Worker) -> None:
+        """Open what the plugin needs in this worker process. An exception keeps the worker from starting."""
+
+    async def stop(self) -> None:
+        """Close it again. Called also after a `start` that failed."""

@@ -1,0 +1,161 @@
+"""A request, as plugins see it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from multidict import CIMultiDictProxy
+
+if TYPE_CHECKING:
+    from gateway.plugin import Plugin
+    from gateway.routes import Route
+    from gateway.store import Redis
+
+
+class BodyTooLarge(Exception):
+    """The request's body is longer than allowed: the answer is 413."""
+
+
+class BodyTimeout(Exception):
+    """The client stopped sending its body: the answer is 408."""
+
+
+class BodyBroken(Exception):
+    """The client's body ended early or was framed wrongly: the answer is 400."""
+
+
+class RequestBody(Protocol):
+    """The request's body, piece by piece, once."""
+
+    length: int | None
+    """Bytes, where the client said so; None for a chunked body."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body. Raises BodyTooLarge, BodyTimeout or BodyBroken."""
+
+
+class Request:
+    """What came in, and what the chain has found out about it so far.
+
+    `path`, `query` and the header values are as the client sent them, byte for byte (undecodable
+    bytes as surrogates); nothing is decoded twice.
+    """
+
+    __slots__ = (
+        "_redis",
+        "answers",
+        "body",
+        "changes",
+        "client",
+        "depth",
+        "headers",
+        "host",
+        "id",
+        "identity",
+        "identity_pending",
+        "last_tick",
+        "method",
+        "params",
+        "path",
+        "query",
+        "raw_headers",
+        "route",
+        "scheme",
+        "started",
+        "state",
+        "token",
+        "trips",
+        "upgrade",
+        "upstream_seconds",
+        "user",
+        "version",
+    )
+
+    method: str
+    path: str
+    """The path, starting with `/`, without the query."""
+    query: str
+    """What stands behind the first `?`, without it; empty if nothing does."""
+    headers: CIMultiDictProxy[str]
+    raw_headers: tuple[tuple[bytes, bytes], ...]
+    version: tuple[int, int]
+    scheme: str
+    host: str
+    """`Host` (or the absolute target's authority), lower-cased, with its port if it had one."""
+    client: str
+    """The client's IP address, found by the trusted-proxy rule."""
+    body: RequestBody | None
+    upgrade: str | None
+    """The protocol the client asks to change to, lower-cased."""
+    route: Route
+    params: Mapping[str, str]
+    """What the route's `{name}` segments matched."""
+    id: str
+    started: float
+    """The loop's clock, in seconds, when the request was complete."""
+    user: str | None
+    """The user's id, set by the plugin that knows (`session`)."""
+    token: str | None
+    """The bearer token as it was sent, set by the plugin that looked at it."""
+    identity: str | None
+    """Whom this request speaks for; answers are kept apart by it. None: nobody in particular."""
+    identity_pending: bool
+    """An `ask` of an earlier plugin will tell the identity, but only once Redis has replied."""
+    trips: int
+    """Redis round trips this request has waited for."""
+    upstream_seconds: float | None
+    answers: dict[Plugin, Any]
+    changes: dict[bytes, bytes | None]
+    state: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"<Request {self.method} {self.path} from {self.client}>"
+
+    @property
+    def target(self) -> str:
+        """Path and query, as they are sent to the upstream."""
+        return f"{self.path}?{self.query}" if self.query else self.path
+
+    @property
+    def redis(self) -> Redis:
+        """Redis, for a question that could not be asked in `ask`: it costs one more (shared) round trip."""
+        # The store's tick tells whether this question shares a write with an earlier one.
+        if self._redis.tick != self.last_tick:
+            self.last_tick = self._redis.tick
+            self.trips += 1
+        return self._redis
+
+    def set_header(self, name: str, value: str) -> None:
+        """Send this field to the upstream, instead of any that the client sent under the name.
+
+        A client's spelling with `_` for `-` is dropped too: many upstreams read the two as one.
+
+        Raises:
+            ValueError: a control character in name or value.
+        """
+        from gateway.response import header_line
+
+        self.changes[name.lower().replace("_", "-").encode()] = header_line(name, value)
+
+    def remove_header(self, name: str) -> None:
+        """Do not pass on the client's field of this name (nor its spelling with `_` for `-`)."""
+        self.changes[name.lower().replace("_", "-").encode()] = None
+
+    def cookie(self, name: str) -> str | None:
+        """The value of the first cookie of this name (RFC 6265, section 5.4), or None."""
+        for line in self.headers.getall("Cookie", ()):
+            for pair in line.split(";"):
+                key, equals, value = pair.strip(" \t").partition("=")
+                if equals and key == name:
+                    return value
+        return None
+
+    def bearer(self) -> str | None:
+        """The bearer token (RFC 6750, section 2.1), or None."""
+        value = self.headers.get("Authorization")
+        if value is None or value[:7].lower() != "bearer ":
+            return None
+        return value[7:].strip() or None

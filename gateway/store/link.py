@@ -1,0 +1,354 @@
+"""One Redis connection: all commands of a loop tick leave in one write, replies come back in their order.
+
+rules
+1. The order of replies and pushes on the wire is the mirror's proof of truth: nothing here reorders them.
+2. An asker that gives up keeps its place: its reply is still taken off the queue, and dropped.
+3. A link is up or down. Down, every ask fails at once; up, every ask ends within `timeout`.
+4. Losing the connection fails all that is in flight and tells the owner, before anything new is asked.
+5. Nothing is asked before the handshake (RESP3, AUTH, tracking, scripts) is over.
+6. Never on a link: blocking commands, SUBSCRIBE, WATCH, SELECT, MULTI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import ssl
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import hiredis
+from redis.asyncio.connection import parse_url
+from redis.exceptions import RedisError as ClientError
+
+from gateway.store.answer import RedisDown, RedisError, RedisTimeout
+from gateway.store.script import Script
+
+logger = logging.getLogger("gateway.redis")
+
+Command = Sequence[bytes | str | int | float]
+
+LOWEST_VERSION: Final = (7, 0)
+NOT_COMPLETE: Final = object()
+# The first command of the handshake may wait for a server that is still loading its data.
+CONNECT_SECONDS: Final = 5.0
+MIN_CHECK_SECONDS: Final = 0.01
+
+
+class Entry(Protocol):
+    """What waits for a reply."""
+
+    def settle(self, reply: Any) -> None: ...
+
+    def fail(self, error: RedisDown) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LinkOptions:
+    """How a link behaves; times in seconds. The keys of `[redis]` with the same names explain them."""
+
+    url: str
+    timeout: float = 0.25
+    max_silence: float = 3.0
+    max_queue: int = 10_000
+    backoff_base: float = 0.05
+    backoff_max: float = 2.0
+    client_name: str = "gateway"
+    tracking: bool = True
+
+
+class Link(asyncio.Protocol):
+    """One auto-pipelined connection.
+
+    Args:
+        options: where to and within which bounds.
+        on_push: called with each push message, between the replies it came between.
+        on_state: called with True when the link is up, with False when it has gone down.
+    """
+
+    def __init__(
+        self,
+        options: LinkOptions,
+        on_push: Callable[[list[Any]], None],
+        on_state: Callable[[bool], None],
+        *,
+        name: str = "main",
+    ) -> None:
+        self.options = options
+        self.name = name
+        self.up = False
+        self.why_down = "not connected yet"
+        self.server_version = ""
+        self.connects = 0
+        self.writes = 0
+        self.commands = 0
+        self.timeouts = 0
+        self.scripts: dict[bytes, Script] = {}
+        self._on_push = on_push
+        self._on_state = on_state
+        # per connection
+        self._transport: asyncio.Transport | None = None
+        self._reader = hiredis.Reader(notEnoughData=NOT_COMPLETE)
+        self._outbox: list[bytes] = []
+        self._waiting: deque[Entry | asyncio.Future[Any] | None] = deque()
+        self._asked = 0  # how many entries were ever put into _waiting on this connection
+        self._replied = 0
+        self._batches: deque[tuple[int, float]] = deque()  # (_asked at the flush, when)
+        self._heard = 0.0
+        self._lost: asyncio.Event = asyncio.Event()
+        # for good
+        self._loop = asyncio.get_running_loop()
+        self._keeper: asyncio.Task[None] | None = None
+        self._closing = False
+
+    def __repr__(self) -> str:
+        state = "up" if self.up else f"down ({self.why_down})"
+        return f"<Link {self.name} {state}, {len(self._waiting)} waiting>"
+
+    # -- asking ------------------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        return len(self._waiting) >= self.options.max_queue
+
+    @property
+    def waiting(self) -> int:
+        """How many replies are outstanding."""
+        return len(self._waiting)
+
+    def put(self, packed: bytes, entry: Entry | asyncio.Future[Any] | None) -> None:
+        """Queue one packed command; the caller has looked at `up` and `full`, and calls `flush` this tick."""
+        self._outbox.append(packed)
+        self._waiting.append(entry)
+
+    def flush(self) -> None:
+        """Write all that was put since the last flush, at once."""
+        outbox = self._outbox
+        if not outbox or self._transport is None:
+            return
+        self._transport.write(outbox[0] if len(outbox) == 1 else b"".join(outbox))
+        self.commands += len(outbox)
+        self._asked += len(outbox)
+        self._batches.append((self._asked, self._loop.time()))
+        self.writes += 1
+        outbox.clear()
+
+    # -- the wire ----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._heard = self._loop.time()
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = self._loop.time()
+        reader = self._reader
+        waiting = self._waiting
+        try:
+            reader.feed(data)
+            while (reply := reader.gets()) is not NOT_COMPLETE:
+                if type(reply) is hiredis.PushNotification:
+                    self._on_push(reply)
+                    continue
+                entry = waiting.popleft()
+                self._replied += 1
+                if entry is None:
+                    if isinstance(reply, hiredis.ReplyError):
+                        logger.warning("redis: a command nobody waits for failed: %s", reply)
+                elif isinstance(entry, asyncio.Future):
+                    settle(entry, reply)
+                else:
+                    entry.settle(reply)
+        except (hiredis.HiredisError, IndexError) as error:
+            # Neither garbage nor a reply too many leaves a queue that can be trusted.
+            self._drop(f"protocol error: {error or 'a reply nobody asked for'}")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._down(str(error) if error else "connection closed by the server")
+        self._lost.set()
+
+    def _drop(self, why: str) -> None:
+        transport = self._transport
+        self._down(why)
+        if transport is not None:
+            transport.abort()
+
+    def _down(self, why: str) -> None:
+        """Fails all that waits; only then does the owner hear of it."""
+        was_up, self.up = self.up, False
+        self.why_down = why
+        self._transport = None
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        self._outbox.clear()
+        self._batches.clear()
+        if was_up:
+            self._on_state(False)
+            if not self._closing:
+                logger.error("redis: link %s is down: %s", self.name, why)
+        failure = RedisDown(f"Redis is down: {why}")
+        for entry in waiting:
+            fail(entry, failure)
+
+    # -- keeping it up -----------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Connect in the background, and again whenever the connection is lost; waits for the first try only."""
+        first = self._loop.create_future()
+        self._keeper = self._loop.create_task(self._keep(first))
+        await first
+
+    async def stop(self) -> None:
+        """Close the link; asks that are still in flight fail."""
+        self._closing = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        self._drop("the gateway is stopping")
+
+    async def _keep(self, first: asyncio.Future[None]) -> None:
+        failures = 0
+        while True:
+            self._lost = asyncio.Event()
+            try:
+                await asyncio.wait_for(self._connect(), CONNECT_SECONDS)
+            except (OSError, TimeoutError, RedisError, ClientError, ValueError) as error:
+                why = str(error) or "no answer in time"
+                self._drop(why)
+                if failures == 0:
+                    logger.error("redis: cannot connect (link %s): %s; trying again in the background", self.name, why)
+                failures += 1
+            else:
+                failures = 0
+                await self._watch()
+            if not first.done():
+                first.set_result(None)
+            # Full jitter, so that a fleet does not come back in step.
+            ceiling = min(self.options.backoff_max, self.options.backoff_base * 2 ** min(failures, 16))
+            await asyncio.sleep(random.uniform(0, ceiling))  # noqa: S311
+
+    async def _connect(self) -> None:
+        where = dict(parse_url(self.options.url))
+        self._reader = hiredis.Reader(notEnoughData=NOT_COMPLETE)
+        self._asked = self._replied = 0
+        path = where.get("path")
+        if path:
+            await self._loop.create_unix_connection(lambda: self, path)
+        else:
+            host, port = where.get("host", "127.0.0.1"), where.get("port", 6379)
+            await self._loop.create_connection(lambda: self, host, port, ssl=tls_context(where))
+        await self._handshake(where)
+        self.connects += 1
+        self.up = True
+        self.why_down = ""
+        logger.info("redis: link %s is up (%s)", self.name, self.server_version)
+        self._on_state(True)
+
+    async def _handshake(self, where: dict[str, Any]) -> None:
+        hello: list[bytes | str | int] = ["HELLO", 3]
+        if where.get("password"):
+            hello += ["AUTH", where.get("username") or "default", where["password"]]
+        hello += ["SETNAME", self.options.client_name]
+        commands: list[Command] = [hello]
+        if where.get("db"):
+            commands.append(["SELECT", where["db"]])
+        if self.options.tracking:
+            # OPTIN: only what the mirror asks for is tracked. Otherwise every key that a script reads would be,
+            # and each count of a limit would push an invalidation to all workers.
+            commands.append(["CLIENT", "TRACKING", "ON", "OPTIN"])
+        commands += [["SCRIPT", "LOAD", script.source] for script in self.scripts.values()]
+        futures = [self._loop.create_future() for _ in commands]
+        for command, future in zip(commands, futures, strict=True):
+            self.put(hiredis.pack_command(tuple(command)), future)
+        self.flush()
+        replies = await asyncio.gather(*futures, return_exceptions=True)
+        for reply in replies:
+            if isinstance(reply, BaseException):
+                raise reply
+        self.server_version = check_version(replies[0])
+
+    async def _watch(self) -> None:
+        """Until the connection is lost: ends what waits too long, and does not trust a silent connection."""
+        timeout, max_silence = self.options.timeout, self.options.max_silence
+        pause = max(MIN_CHECK_SECONDS, min(timeout / 10, max_silence / 4))
+        pinged = 0.0
+        while not self._lost.is_set():
+            await asyncio.sleep(pause)
+            now = self._loop.time()
+            self._expire(now - timeout)
+            silent = now - self._heard
+            if silent > max_silence:
+                self._drop(f"no word from the server for {silent:.1f} s")
+                return
+            if silent > max_silence / 2 and now - pinged > max_silence / 2 and self.up:
+                pinged = now
+                self.put(hiredis.pack_command(("PING",)), None)
+                self.flush()
+
+    def _expire(self, oldest: float) -> None:
+        batches = self._batches
+        while batches and batches[0][0] <= self._replied:
+            batches.popleft()
+        late = 0
+        while batches and batches[0][1] < oldest:
+            late = batches.popleft()[0]
+        for entry in list(self._waiting)[: max(0, late - self._replied)] if late else ():
+            if fail(entry, RedisTimeout(f"no reply from Redis within {self.options.timeout * 1000:.0f} ms")):
+                self.timeouts += 1
+
+
+def settle(future: asyncio.Future[Any], reply: Any) -> None:
+    """Give a future its reply, unless its asker has gone."""
+    if future.done():
+        return
+    if isinstance(reply, hiredis.ReplyError):
+        fail(future, RedisError(str(reply)))
+    else:
+        future.set_result(reply)
+
+
+def fail(entry: Entry | asyncio.Future[Any] | None, error: RedisError) -> bool:
+    """Give an entry an error instead of its reply; whether it was still waiting."""
+    if entry is None:
+        return False
+    if not isinstance(entry, asyncio.Future):
+        assert isinstance(error, RedisDown)
+        entry.fail(error)
+        return True
+    if entry.done():
+        return False
+    entry.set_exception(error)
+    entry.exception()  # asked by nobody any more is no reason for a line in the log
+    return True
+
+
+def tls_context(where: dict[str, Any]) -> ssl.SSLContext | None:
+    """The TLS settings of a `rediss://` URL, as redis-py reads them."""
+    connection_class = where.get("connection_class")
+    if connection_class is None or not connection_class.__name__.startswith("SSL"):
+        return None
+    names = {key: value for key, value in where.items() if key.startswith("ssl_")}
+    context: ssl.SSLContext = connection_class(host=where.get("host", ""), **names).ssl_context.get()
+    return context
+
+
+def check_version(hello: dict[bytes, Any]) -> str:
+    """The server's name and version from the reply to HELLO.
+
+    Raises:
+        RedisError: the server is older than Redis 7, whose pushes can land inside a reply.
+    """
+    version = hello.get(b"version", b"?").decode()
+    name = hello.get(b"server", b"redis").decode()
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if numbers and numbers < LOWEST_VERSION:
+        raise RedisError(f"{name} {version} is too old: Redis 7 or Valkey is needed")
+    return f"{name} {version}"
+
+
+def pack(command: Iterable[bytes | str | int | float]) -> bytes:
+    """One command as RESP."""
+    return hiredis.pack_command(tuple(command))  # type: ignore[no-any-return]

@@ -1,0 +1,300 @@
+"""Redis, as a plugin sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Final
+
+import hiredis
+
+from gateway.store.answer import Answer, Known, RedisDown, RedisError
+from gateway.store.link import Link, LinkOptions, fail, settle
+from gateway.store.mirror import Mirror
+from gateway.store.script import Script
+
+logger = logging.getLogger("gateway.redis")
+
+Part = bytes | str | int | float
+
+CACHING_YES: Final = hiredis.pack_command(("CLIENT", "CACHING", "YES"))
+ABSENT: Final = object()
+MAX_COMPLAINTS: Final = 1000
+# Commands that change nothing: after any other one this worker's own mirror must not answer for the key.
+READS: Final = frozenset(
+    {"GET", "MGET", "HGETALL", "HGET", "HMGET", "EXISTS", "TTL", "PTTL", "TYPE", "STRLEN", "ZSCORE"}
+)
+
+_pack = hiredis.pack_command
+
+
+class Down:
+    """An answer that will not come: awaiting it raises."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: RedisError) -> None:
+        self.error = error
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        raise self.error
+        yield
+
+
+class Redis:
+    """The questions a plugin can ask. Those of one loop tick, of all requests, leave in one write per link.
+
+    Every answer ends within `redis.timeout`: with the reply, with `RedisError` (Redis refused the command), or with
+    `RedisDown` (it could not be asked, or did not answer). While a link is down it is `RedisDown` at once.
+
+    Args:
+        options: where Redis is and within which bounds.
+        mirror_bytes: the mirror's bound; 0 turns it off.
+        prefix: what the names of all keys begin with.
+    """
+
+    def __init__(self, options: LinkOptions, *, mirror_bytes: int = 64 << 20, prefix: str = "gateway") -> None:
+        self.prefix = prefix
+        self.mirror = Mirror(mirror_bytes)
+        self.tick = 0
+        """Grows by one with each flush; asks with the same tick share their round trip."""
+        self.asked = 0
+        """How many questions went to Redis (the mirror's answers do not count)."""
+        self._loop = asyncio.get_running_loop()
+        self._main = Link(options, self._on_push, self._on_state, name="main")
+        self._bulk = Link(options, self._on_push, self._on_state, name="bulk")
+        self._scheduled = False
+        self._reading: dict[bytes, _Read] = {}
+        self._complained: set[bytes] = set()
+
+    def __repr__(self) -> str:
+        return f"<Redis {self._main!r} {self._bulk!r} {self.mirror!r}>"
+
+    @property
+    def up(self) -> bool:
+        """Whether questions are answered now."""
+        return self._main.up and self._bulk.up
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        return (self._main, self._bulk)
+
+    async def start(self) -> None:
+        """Connect. Returns after the first try, whether it succeeded or not: the links keep trying."""
+        await asyncio.gather(*(link.start() for link in self.links))
+
+    async def stop(self) -> None:
+        self._flush()
+        await asyncio.gather(*(link.stop() for link in self.links))
+
+    def register(self, *scripts: Script) -> None:
+        """Have scripts loaded on every connect, so that no request meets `NOSCRIPT`. Call it in `Plugin.start`."""
+        for script in scripts:
+            for link in self.links:
+                link.scripts[script.sha] = script
+                if link.up:
+                    self._send(link, _pack(("SCRIPT", "LOAD", script.source)), None)
+
+    # -- questions ---------------------------------------------------------------------------------
+
+    def ask(self, *command: Part, bulk: bool = False) -> Answer:
+        """Any command on one key, which is its second word. It leaves with this tick's write.
+
+        Args:
+            bulk: the value is large: use the link that cannot delay a limit decision. A key must always be
+                asked with the same `bulk`, or its invalidation could overtake its reply.
+        """
+        link = self._bulk if bulk else self._main
+        if not link.up or link.full:
+            return Down(self._why(link))
+        if command[0] not in READS and len(command) > 1:
+            self.mirror.drop(_key(command[1]))
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._send(link, _pack(command), future)
+        return future
+
+    def run(self, script: Script, keys: Sequence[Part], args: Sequence[Part] = (), *, bulk: bool = False) -> Answer:
+        """Run a script by its hash; it is loaded where Redis does not know it. All keys share one hash tag."""
+        link = self._bulk if bulk else self._main
+        if not link.up or link.full:
+            return Down(self._why(link))
+        call = _Run(self, link, script, keys, args)
+        self._send(link, _pack(("EVALSHA", script.sha, len(keys), *keys, *args)), call)
+        return call.future
+
+    def read(
+        self,
+        command: str,
+        key: Part,
+        *,
+        parse: Callable[[Any], Any] | None = None,
+        bulk: bool = False,
+    ) -> Answer:
+        """A reading command on one key, through the mirror: the answer may be there already (`Known`).
+
+        A value of the wrong type, or one that `parse` cannot read, counts as absent (None) and is logged once.
+
+        Args:
+            command: always the same for one key: `GET`, `HGETALL`, `EXISTS`, ...
+            parse: turns the reply into what is kept and returned; raises ValueError for garbage.
+                Always the same for one key.
+        """
+        name = _key(key)
+        value = self.mirror.get(name, ABSENT)
+        if value is not ABSENT:
+            return Known(value)
+        reading = self._reading.get(name)
+        if reading is not None:
+            return reading.join()
+        link = self._bulk if bulk else self._main
+        if not link.up or link.full:
+            return Down(self._why(link))
+        reading = _Read(self, name, parse)
+        if self.mirror.max_bytes:
+            self._reading[name] = reading
+            self._send(link, CACHING_YES, None)
+        self._send(link, _pack((command, name)), reading)
+        return reading.join()
+
+    def tell(self, *command: Part, bulk: bool = False) -> None:
+        """A command whose reply nobody waits for. While the link is down it is lost."""
+        link = self._bulk if bulk else self._main
+        if not link.up or link.full:
+            return
+        if len(command) > 1:
+            self.mirror.drop(_key(command[1]))
+        self._send(link, _pack(command), None)
+
+    def changed(self, key: Part) -> asyncio.Future[None]:
+        """A future that is done once Redis withdraws a key that was read, or the link is lost; cancel it after use."""
+        return self.mirror.watch(_key(key))
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _send(self, link: Link, packed: bytes, entry: Any) -> None:
+        self.asked += 1
+        link.put(packed, entry)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        self.tick += 1
+        self._main.flush()
+        self._bulk.flush()
+
+    def _on_push(self, push: list[Any]) -> None:
+        if push[0] == b"invalidate":
+            self.mirror.invalidate(push[1])
+
+    def _on_state(self, up: bool) -> None:
+        # Pushes may have been missed on the way: what was read before is not trusted any more.
+        self.mirror.clear()
+
+    @staticmethod
+    def _why(link: Link) -> RedisDown:
+        if link.up:
+            return RedisDown(f"the queue to Redis is full ({link.waiting} commands)")
+        return RedisDown(f"Redis is down: {link.why_down}")
+
+    def complain(self, key: bytes, what: str) -> None:
+        """One line per key about something unreadable in Redis."""
+        if key not in self._complained and len(self._complained) < MAX_COMPLAINTS:
+            self._complained.add(key)
+            logger.warning("redis: %s holds %s; it counts as absent", key.decode("utf-8", "replace"), what)
+
+
+class _Read:
+    """A read in flight: all who ask meanwhile share its reply."""
+
+    __slots__ = ("_futures", "_key", "_parse", "_redis")
+
+    def __init__(self, redis: Redis, key: bytes, parse: Callable[[Any], Any] | None) -> None:
+        self._redis = redis
+        self._key = key
+        self._parse = parse
+        self._futures: list[asyncio.Future[Any]] = []
+
+    def join(self) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._redis._loop.create_future()
+        self._futures.append(future)
+        return future
+
+    def settle(self, reply: Any) -> None:
+        redis, key = self._redis, self._key
+        if redis._reading.get(key) is self:
+            del redis._reading[key]
+        value = reply
+        if isinstance(reply, hiredis.ReplyError):
+            if not str(reply).startswith("WRONGTYPE"):
+                for future in self._futures:
+                    settle(future, reply)
+                return
+            redis.complain(key, "a value of another type")
+            value = None
+        elif self._parse is not None:
+            try:
+                value = self._parse(reply)
+            except (ValueError, KeyError, IndexError, TypeError) as error:
+                redis.complain(key, f"something unreadable ({error})")
+                value = None
+        redis.mirror.put(key, value, weight(reply))
+        for future in self._futures:
+            if not future.done():
+                future.set_result(value)
+
+    def fail(self, error: RedisDown) -> None:
+        # A late reply may still come: who asks from now on must ask anew.
+        if self._redis._reading.get(self._key) is self:
+            del self._redis._reading[self._key]
+        for future in self._futures:
+            fail(future, error)
+
+
+class _Run:
+    """A script call in flight; sends the source where Redis has forgotten the hash."""
+
+    __slots__ = ("_args", "_keys", "_link", "_redis", "_retried", "_script", "future")
+
+    def __init__(self, redis: Redis, link: Link, script: Script, keys: Sequence[Part], args: Sequence[Part]) -> None:
+        self._redis = redis
+        self._link = link
+        self._script = script
+        self._keys = keys
+        self._args = args
+        self._retried = False
+        self.future: asyncio.Future[Any] = redis._loop.create_future()
+
+    def settle(self, reply: Any) -> None:
+        if (
+            isinstance(reply, hiredis.ReplyError)
+            and str(reply).startswith("NOSCRIPT")
+            and not self._retried
+            and self._link.up
+        ):
+            self._retried = True
+            script = self._script
+            packed = _pack(("EVAL", script.source, len(self._keys), *self._keys, *self._args))
+            self._redis._send(self._link, packed, self)
+            return
+        settle(self.future, reply)
+
+    def fail(self, error: RedisDown) -> None:
+        fail(self.future, error)
+
+
+def _key(key: Part) -> bytes:
+    return key if type(key) is bytes else str(key).encode()
+
+
+def weight(reply: Any) -> int:
+    """About how many bytes a reply takes."""
+    if isinstance(reply, bytes | str):
+        return len(reply)
+    if isinstance(reply, dict):
+        return sum(weight(key) + weight(value) + 100 for key, value in reply.items())
+    if isinstance(reply, list | tuple | set):
+        return sum(weight(item) + 50 for item in reply)
+    return 32

@@ -1,0 +1,1 @@
+"""The built-in plugins; each uses only what any author may use."""
