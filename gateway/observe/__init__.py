@@ -1,0 +1,194 @@
+"""What the gateway tells about each request: metrics and the access log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from gateway.observe.access_log import MAX_LINE, AccessLog
+from gateway.observe.metrics import Counter, Histogram, Metrics
+
+if TYPE_CHECKING:
+    from gateway.request import Request
+    from gateway.store import Redis
+
+__all__ = ["AccessLog", "Metrics", "Observer", "watch_redis"]
+
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"})
+OTHER_METHOD: Final = "other"
+MAX_CACHED: Final = 2000
+CUT_PATH: Final = 400
+CUT_OTHER: Final = 64
+
+LINK_GAUGES: Final = {"up": "Links that are up.", "waiting": "Replies the links are waiting for."}
+LINK_COUNTERS: Final = {
+    "connects": "Connections made.",
+    "timeouts": "Replies that did not come in time.",
+    "writes": "Writes to Redis: one per loop tick with questions.",
+    "commands": "Commands sent.",
+}
+MIRROR_COUNTERS: Final = {
+    "hits": "Reads the mirrors answered.",
+    "misses": "Reads the mirrors could not answer.",
+    "evictions": "Entries dropped for lack of room.",
+    "invalidations": "Keys Redis has withdrawn.",
+}
+
+
+class Observer:
+    """Takes one note of each request.
+
+    Args:
+        metrics: where to count.
+        access_log: where lines go; None writes none.
+        clock: seconds, the same clock as `Request.started`. Not uvloop's `loop.time()`: that one stands still
+            during a tick and counts whole milliseconds, while an answer from memory takes some microseconds.
+        wall: seconds since the epoch.
+
+    A line's fields: `time` (when the answer was finished; ISO 8601, UTC, milliseconds), `client`, `method`, `path`
+    (without the query, which may carry secrets), `route`, `status`, `outcome`, `bytes` (of the answer's body), `ms` (from
+    the request's complete head to the answer's last byte), `upstream_ms` (null where the upstream was not asked),
+    `redis_trips`, `request_id`.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        access_log: AccessLog | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.metrics = metrics
+        self.access_log = access_log
+        self._clock = clock
+        self._wall = wall
+        self._series: dict[tuple[str, int, str, str], tuple[Counter, Histogram, Histogram]] = {}
+        self._trips = metrics.counter(
+            "gateway_redis_round_trips_total", "Redis round trips that requests have waited for."
+        )
+        metrics.ratio(
+            "gateway_redis_round_trips_per_request",
+            "Redis round trips per request, since the start.",
+            lambda: (self._trips.value, self.requests),
+        )
+        # The wall clock is read once per second; in between, the request's own clock tells the milliseconds.
+        self._second = ""
+        self._second_starts = 0.0
+        self._second_ends = float("-inf")
+
+    def __repr__(self) -> str:
+        return f"<Observer {self.requests:.0f} requests>"
+
+    @property
+    def requests(self) -> float:
+        """How many requests were answered."""
+        return self.metrics.total("gateway_requests_total")
+
+    def record(self, request: Request, status: int, sent: int, outcome: str) -> None:
+        """Once per answered request, when its last byte was handed to the transport.
+
+        Args:
+            sent: bytes of the answer's body.
+            outcome: a word of `gateway.response.OUTCOMES`.
+        """
+        now = self._clock()
+        seconds = now - request.started
+        route = request.route.name
+        series = self._series.get((route, status, outcome, request.method))
+        if series is None:
+            series = self._find(route, status, outcome, request.method)
+        requests, duration, upstream = series
+        requests.value += 1
+        duration.observe(seconds)
+        upstream_seconds = request.upstream_seconds
+        if upstream_seconds is not None:
+            upstream.observe(upstream_seconds)
+        trips = request.trips
+        if trips:
+            self._trips.value += trips
+        if self.access_log is None:
+            return
+        if now >= self._second_ends:
+            self._next_second(now)
+        fields = {
+            "time": f"{self._second}.{int((now - self._second_starts) * 1000):03d}Z",
+            "client": request.client,
+            "method": request.method,
+            "path": request.path,
+            "route": route,
+            "status": status,
+            "outcome": outcome,
+            "bytes": sent,
+            # Cheaper than round(): three decimals.
+            "ms": int(seconds * 1e6) / 1e3,
+            "upstream_ms": None if upstream_seconds is None else int(upstream_seconds * 1e6) / 1e3,
+            "redis_trips": trips,
+            "request_id": request.id,
+        }
+        try:
+            line = orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+        except TypeError:
+            line = b""
+        self.access_log.write(line if line and len(line) <= MAX_LINE else cut(fields))
+
+    def _find(self, route: str, status: int, outcome: str, method: str) -> tuple[Counter, Histogram, Histogram]:
+        # Clients may invent methods; they must not fill the cache or Prometheus.
+        known = method if method in METHODS else OTHER_METHOD
+        key = (route, status, outcome, known)
+        series = self._series.get(key)
+        if series is None:
+            series = (
+                self.metrics.counter(
+                    "gateway_requests_total",
+                    "Requests answered.",
+                    route=route,
+                    status=str(status),
+                    outcome=outcome,
+                    method=known,
+                ),
+                self.metrics.histogram(
+                    "gateway_request_seconds", "From a request's head to its answer's last byte.", route=route
+                ),
+                self.metrics.histogram(
+                    "gateway_upstream_seconds", "Time spent waiting for the upstream's answer.", route=route
+                ),
+            )
+            if len(self._series) < MAX_CACHED:
+                self._series[key] = series
+        return series
+
+    def _next_second(self, now: float) -> None:
+        wall = self._wall()
+        self._second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(wall))
+        self._second_starts = now - wall % 1
+        self._second_ends = self._second_starts + 1
+
+
+def cut(fields: dict[str, Any]) -> bytes:
+    """The line for values that are too long, or that are not text: shortened, undecodable bytes as `\\udc80`."""
+    short = {
+        key: value[: CUT_PATH if key == "path" else CUT_OTHER].encode("utf-8", "backslashreplace").decode()
+        if isinstance(value, str)
+        else value
+        for key, value in fields.items()
+    }
+    return orjson.dumps(short, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def watch_redis(metrics: Metrics, redis: Redis) -> None:
+    """Show what the links and the mirror count by themselves."""
+    for link in redis.links:
+        for name, text in LINK_GAUGES.items():
+            metrics.gauge(f"gateway_redis_{name}", text, partial(getattr, link, name), link=link.name)
+        for name, text in LINK_COUNTERS.items():
+            metrics.counter_of(f"gateway_redis_{name}_total", text, partial(getattr, link, name), link=link.name)
+    mirror = redis.mirror
+    metrics.gauge("gateway_mirror_entries", "Entries the mirrors hold.", partial(len, mirror))
+    metrics.gauge("gateway_mirror_bytes", "Bytes the mirrors hold.", partial(getattr, mirror, "bytes"))
+    for name, text in MIRROR_COUNTERS.items():
+        metrics.counter_of(f"gateway_mirror_{name}_total", text, partial(getattr, mirror, name))
