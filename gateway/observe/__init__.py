@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from gateway.observe.access_log import MAX_LINE, AccessLog
-from gateway.observe.metrics import Counter, Histogram, Metrics
+from gateway.observe.metrics import OTHER, Counter, Histogram, Metrics
 
 if TYPE_CHECKING:
     from gateway.request import Request
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["AccessLog", "Metrics", "Observer", "watch_redis"]
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"})
-OTHER_METHOD: Final = "other"
+NO_ROUTE: Final = "-"
 MAX_CACHED: Final = 2000
 CUT_PATH: Final = 400
 CUT_OTHER: Final = 64
@@ -50,7 +50,7 @@ class Observer:
         wall: seconds since the epoch.
 
     A line's fields: `time` (when the answer was finished; ISO 8601, UTC, milliseconds), `client`, `method`, `path`
-    (without the query, which may carry secrets), `route`, `status`, `outcome`, `bytes` (of the answer's body), `ms` (from
+    (without the query, which may carry secrets), `route`, `status`, `outcome`, `bytes` (of the body), `ms` (from
     the request's complete head to the answer's last byte), `upstream_ms` (null where the upstream was not asked),
     `redis_trips`, `request_id`.
     """
@@ -111,25 +111,39 @@ class Observer:
         trips = request.trips
         if trips:
             self._trips.value += trips
-        if self.access_log is None:
-            return
+        if self.access_log is not None:
+            self._log(
+                now,
+                {
+                    "time": "",
+                    "client": request.client,
+                    "method": request.method,
+                    "path": request.path,
+                    "route": route,
+                    "status": status,
+                    "outcome": outcome,
+                    "bytes": sent,
+                    # Three decimals, cheaper than with round().
+                    "ms": int(seconds * 1e6) / 1e3,
+                    "upstream_ms": None if upstream_seconds is None else int(upstream_seconds * 1e6) / 1e3,
+                    "redis_trips": trips,
+                    "request_id": request.id,
+                },
+            )
+
+    def record_unparsed(self, client: str, status: int, outcome: str) -> None:
+        """Once per answer to something that never became a request: malformed, too long or too slow HTTP."""
+        self._find(NO_ROUTE, status, outcome, OTHER)[0].value += 1
+        if self.access_log is not None:
+            fields = {"time": "", "client": client, "method": None, "path": None, "route": NO_ROUTE, "status": status}
+            fields |= {"outcome": outcome, "bytes": 0, "ms": 0.0, "upstream_ms": None, "redis_trips": 0}
+            self._log(self._clock(), fields | {"request_id": None})
+
+    def _log(self, now: float, fields: dict[str, Any]) -> None:
+        assert self.access_log is not None
         if now >= self._second_ends:
             self._next_second(now)
-        fields = {
-            "time": f"{self._second}.{int((now - self._second_starts) * 1000):03d}Z",
-            "client": request.client,
-            "method": request.method,
-            "path": request.path,
-            "route": route,
-            "status": status,
-            "outcome": outcome,
-            "bytes": sent,
-            # Cheaper than round(): three decimals.
-            "ms": int(seconds * 1e6) / 1e3,
-            "upstream_ms": None if upstream_seconds is None else int(upstream_seconds * 1e6) / 1e3,
-            "redis_trips": trips,
-            "request_id": request.id,
-        }
+        fields["time"] = f"{self._second}.{int((now - self._second_starts) * 1000):03d}Z"
         try:
             line = orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
         except TypeError:
@@ -138,7 +152,7 @@ class Observer:
 
     def _find(self, route: str, status: int, outcome: str, method: str) -> tuple[Counter, Histogram, Histogram]:
         # Clients may invent methods; they must not fill the cache or Prometheus.
-        known = method if method in METHODS else OTHER_METHOD
+        known = method if method in METHODS else OTHER
         key = (route, status, outcome, known)
         series = self._series.get(key)
         if series is None:
