@@ -135,7 +135,14 @@ class Observer:
         """Once per answer to something that never became a request: malformed, too long or too slow HTTP."""
         self._find(NO_ROUTE, status, outcome, OTHER)[0].value += 1
         if self.access_log is not None:
-            fields = {"time": "", "client": client, "method": None, "path": None, "route": NO_ROUTE, "status": status}
+            fields: dict[str, Any] = {
+                "time": "",
+                "client": client,
+                "method": None,
+                "path": None,
+                "route": NO_ROUTE,
+                "status": status,
+            }
             fields |= {"outcome": outcome, "bytes": 0, "ms": 0.0, "upstream_ms": None, "redis_trips": 0}
             self._log(self._clock(), fields | {"request_id": None})
 
