@@ -1,0 +1,80 @@
+"""The body of a request, as it comes in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from aiohttp import StreamReader
+
+from gateway.request import BodyBroken, BodyTimeout, BodyTooLarge
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class ClientBody:
+    """Reads a client's body in pieces, within limits.
+
+    A client that expects `100 Continue` gets it when the body is first asked for: a request that is refused by a
+    plugin never has to send it (RFC 9110, section 10.1.1).
+
+    Args:
+        payload: aiohttp's reader of this body.
+        length: what `Content-Length` says; None for a chunked body.
+        protocol: the connection, to answer `Expect`; None where the client does not expect anything.
+        limit: bytes; more is BodyTooLarge.
+        timeout: seconds between two pieces.
+    """
+
+    def __init__(
+        self, payload: StreamReader, length: int | None, protocol: Any | None, limit: int, timeout: float
+    ) -> None:
+        self.length = length
+        self._payload = payload
+        self._protocol = protocol
+        self._limit = limit
+        self._timeout = timeout
+        self._taken = 0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """The pieces as they come.
+
+        Raises:
+            BodyTooLarge, BodyTimeout, BodyBroken: see there.
+        """
+        payload = self._payload
+        if self._protocol is not None and self._protocol.transport is not None:
+            self._protocol.transport.write(CONTINUE)
+            self._protocol = None
+        while True:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    piece = await payload.readany()
+            except TimeoutError:
+                raise BodyTimeout(f"the body stopped for {self._timeout:g} s") from None
+            except Exception as error:
+                raise BodyBroken(str(error)) from error
+            if not piece:
+                if payload.is_eof():
+                    return
+                continue
+            self._taken += len(piece)
+            if self._taken > self._limit:
+                raise BodyTooLarge(f"the body is longer than {self._limit} bytes")
+            yield piece
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            BodyTooLarge: it is longer than `limit` bytes.
+            BodyTimeout, BodyBroken: see there.
+        """
+        pieces, size = [], 0
+        async for piece in self:
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                raise BodyTooLarge(f"the body is longer than {limit} bytes")
+        return b"".join(pieces)

@@ -1,0 +1,505 @@
+"""aiohttp's connection -> Request -> chain -> bytes.
+
+Two ways in, one inside. A request without body and upgrade that meets an idle connection takes the *short way*: one
+task that writes the answer's bytes, without aiohttp's request and response objects. Every other one takes aiohttp's
+own way. Both build the same `Request`, call the same chain, and write through the same `wire.send`.
+
+    short way, and aiohttp's own loop beside it
+    aiohttp's `start()` task sleeps on `_waiter` while the connection is idle; `_waiter is None` means "a request is
+    being handled". The short way parks that future for its own duration, so that whatever comes meanwhile is queued
+    by aiohttp exactly as behind a request of its own, and puts it back when it is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
+
+from gateway.body import ClientBody
+from gateway.config import RouteTable
+from gateway.config import Server as ServerTable
+from gateway.forwarded import TrustedProxies, parse_ip
+from gateway.observe import Observer
+from gateway.request import BodyBroken, BodyTimeout, BodyTooLarge, Request
+from gateway.response import FAILED, REFUSED, Response, problem
+from gateway.routes import NO_PARAMS, MethodNotAllowed, Route, Routes
+from gateway.store import Redis
+from gateway.wire import send
+
+logger = logging.getLogger("gateway.server")
+
+MAX_KNOWN_HOSTS: Final = 1024
+_HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_ABSOLUTE: Final = re.compile(r"https?://([^/?#]+)(.*)", re.IGNORECASE | re.DOTALL)
+H2C: Final = "h2c"
+
+
+class BadRequest(Exception):
+    """The request cannot be understood in one way only: it is refused, never forwarded."""
+
+
+async def _nobody(request: Request) -> Response:
+    return problem(404, "No such route", "No route of this gateway matches the request's host and path.")
+
+
+NO_ROUTE: Final = Route("-", RouteTable(name="-"), _nobody)
+
+
+class Server(web.Server):
+    """All connections of one worker.
+
+    Args:
+        table: the configuration's `[server]`.
+        routes: where requests go.
+        redis: what late questions of plugins go to.
+        observer: told of each answer.
+        node: begins each request id; unique in the fleet.
+        short_way: False sends every request aiohttp's own way (`GATEWAY_SHORT_WAY=0`).
+    """
+
+    def __init__(
+        self,
+        table: ServerTable,
+        routes: Routes,
+        redis: Redis,
+        observer: Observer | None,
+        *,
+        node: str = "gw",
+        short_way: bool | None = None,
+    ) -> None:
+        super().__init__(
+            self._long_way,
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=table.keepalive_timeout,
+            max_line_size=table.max_request_line,
+            max_field_size=table.max_header,
+            max_headers=table.max_headers,
+            auto_decompress=False,
+        )
+        self.table = table
+        self.routes = routes
+        self.redis = redis
+        self.observer = observer
+        self.short_way = os.environ.get("GATEWAY_SHORT_WAY") != "0" if short_way is None else short_way
+        self.trusted = TrustedProxies(table.trusted_proxies)
+        self.draining = False
+        self.in_flight = 0
+        self.refused_connections = 0
+        self._node = node
+        self._number = 0
+        self._hosts: dict[str, str] = {}
+        self._quiet = asyncio.Event()
+
+    def __call__(self) -> RequestHandler:
+        return Connection(self, loop=self._loop, **self._kwargs)
+
+    # -- a request ---------------------------------------------------------------------------------
+
+    def request(self, connection: Connection, message: Any) -> Request:
+        """The parser's message as a Request without body.
+
+        Raises:
+            BadRequest: its target or Host is not one thing only.
+        """
+        request = Request.__new__(Request)
+        self._number += 1
+        request.id = f"{self._node}-{self._number:x}"
+        request.started = self._loop.time()
+        request.method = message.method
+        request.version = message.version
+        request.headers = headers = message.headers
+        request.raw_headers = message.raw_headers
+        request.scheme = "http"
+        request.client = connection.peer
+        request.route = NO_ROUTE
+        request.params = NO_PARAMS
+        request.body = None
+        request.upgrade = None
+        request.user = request.token = request.identity = None
+        request.identity_pending = False
+        request.trips = request.depth = 0
+        request.last_tick = -1
+        request.upstream_seconds = None
+        request.answers = {}
+        request.changes = {}
+        request.state = {}
+        request._redis = self.redis
+        target = message.path
+        request.path = request.query = request.host = ""
+        if target[:1] != "/":
+            target = self._absolute(request, target)
+        else:
+            request.host = self._host(headers.get("Host"), message.version)
+        if "#" in target:
+            raise BadRequest("the request target has a fragment")
+        request.path, _, request.query = target.partition("?")
+        if connection.trusted:
+            request.state["trusted"] = True
+            request.state["peer"] = connection.peer
+            request.client = self.trusted.client_of(connection.peer, headers)
+            if (proto := headers.get("X-Forwarded-Proto", "").lower()) in ("http", "https"):
+                request.scheme = proto
+        return request
+
+    def _host(self, value: str | None, version: tuple[int, int]) -> str:
+        if value is None:
+            if version >= (1, 1):
+                raise BadRequest("the Host field is missing")
+            return ""
+        host = self._hosts.get(value)
+        if host is None:
+            if not _HOST.fullmatch(value):
+                raise BadRequest("the Host field is not a host with an optional port")
+            if len(self._hosts) >= MAX_KNOWN_HOSTS:
+                self._hosts.clear()
+            host = self._hosts[value] = value.lower()
+        return host
+
+    def _absolute(self, request: Request, target: str) -> str:
+        """The path of an absolute-form target, whose authority replaces Host (RFC 9112, section 3.2.2)."""
+        if target == "*" and request.method == "OPTIONS":
+            request.host = self._host(request.headers.get("Host"), request.version)
+            return "*"
+        match = _ABSOLUTE.fullmatch(target)
+        if match is None:
+            raise BadRequest("the request target is neither a path nor an http URL")
+        self._host(request.headers.get("Host"), request.version)
+        authority = match[1]
+        request.host = self._host(authority, request.version)
+        request.set_header("Host", authority)
+        rest = match[2]
+        return rest if rest[:1] == "/" else "/" + rest
+
+    async def respond(self, request: Request) -> Response:
+        """The answer to a request: its chain's, or what became of it. Only cancellation gets out."""
+        try:
+            if request.path == "*":
+                return Response(204)
+            found = self.routes.find(request.host, request.path, request.method)
+            if found is None:
+                return await _nobody(request)
+            request.route, request.params = found
+            return await request.route.handler(request)
+        except MethodNotAllowed as error:
+            response = problem(405, "Method not allowed", "This path does not take the method.")
+            response.set("Allow", ", ".join(error.allowed))
+            return response
+        except BodyTooLarge:
+            return problem(413, "Content too large", f"The body is longer than {self.table.max_body} bytes.")
+        except BodyTimeout:
+            return problem(408, "Request timeout", "The body did not arrive in time.")
+        except BodyBroken:
+            return problem(400, "Bad request", "The body ended early or is framed wrongly.")
+        except Exception:
+            logger.exception("%s %s: a plugin or the upstream's handler failed", request.method, request.path)
+            return problem(500, "Internal error", "The gateway failed to handle the request.")
+
+    async def answer(self, connection: Connection, request: Request, keep_alive: bool) -> bool:
+        """Respond and send; whether the connection may serve another request."""
+        self.in_flight += 1
+        response = None
+        size = 0
+        outcome = FAILED
+        try:
+            response = await self.respond(request)
+            outcome = response.outcome
+            sent = await send(
+                connection,
+                request,
+                response,
+                keep_alive=keep_alive and not self.draining,
+                send_timeout=self.table.send_timeout,
+            )
+            size = sent.size
+            return sent.keep_alive
+        except ConnectionError:
+            return False
+        except Exception as error:
+            # The head is out: all that can be said now is said by closing early.
+            outcome = FAILED
+            logger.warning("%s %s: the answer broke off: %s", request.method, request.path, error)
+            return False
+        finally:
+            self.in_flight -= 1
+            if not self.in_flight:
+                self._quiet.set()
+            if self.observer is not None:
+                self.observer.record(request, response.status if response is not None else 499, size, outcome)
+
+    async def refuse(self, connection: Connection, message: Any, error: BadRequest) -> bool:
+        """400 for a request that was parsed but is ambiguous; the connection is closed."""
+        await connection.send_problem(problem(400, "Bad request", f"{str(error).capitalize()}."))
+        return False
+
+    async def _long_way(self, base: web.BaseRequest) -> Any:
+        connection, message = base._protocol, base._message
+        assert isinstance(connection, Connection)
+        try:
+            request = self.request(connection, message)
+            self._complete(request, connection, message, base._payload)
+        except BadRequest as error:
+            return Done(await self.refuse(connection, message, error))
+        except BodyTooLarge:
+            await connection.send_problem(
+                problem(413, "Content too large", f"The body is longer than {self.table.max_body} bytes.")
+            )
+            return Done(False)
+        return Done(await self.answer(connection, request, not message.should_close))
+
+    def _complete(self, request: Request, connection: Connection, message: Any, payload: StreamReader) -> None:
+        """What the short way never has: a body, or a change of protocol."""
+        if message.method == "CONNECT":
+            raise BadRequest("CONNECT is not served here")
+        if payload is not EMPTY_PAYLOAD:
+            length = message.headers.get("Content-Length")
+            if length is not None and int(length) > self.table.max_body:
+                raise BodyTooLarge
+            expects = message.headers.get("Expect", "").lower() == "100-continue" and message.version >= (1, 1)
+            request.body = ClientBody(
+                payload,
+                int(length) if length is not None else None,
+                connection if expects else None,
+                self.table.max_body,
+                self.table.body_timeout,
+            )
+        elif message.upgrade and message.version >= (1, 1):
+            # h2c would tunnel requests past every plugin.
+            if (protocol := message.headers.get("Upgrade", "").strip().lower()) and H2C not in protocol:
+                request.upgrade = protocol
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    async def drain(self, timeout: float) -> bool:
+        """Let requests in flight end, close idle connections; whether all ended within `timeout` seconds."""
+        self.draining = True
+        for connection in self.connections:
+            if isinstance(connection, Connection) and connection.idle:
+                connection.close()
+        self._quiet.clear()
+        if self.in_flight:
+            try:
+                await asyncio.wait_for(self._quiet.wait(), timeout)
+            except TimeoutError:
+                logger.warning("drain: %d requests did not end within %g s", self.in_flight, timeout)
+        finished = self.in_flight == 0
+        await asyncio.sleep(0)
+        self.pre_shutdown()
+        await self.shutdown(0.1)
+        return finished
+
+
+class Done:
+    """What aiohttp takes for a response: it is sent already."""
+
+    __slots__ = ("keep_alive",)
+
+    def __init__(self, keep_alive: bool) -> None:
+        self.keep_alive = keep_alive
+
+    async def prepare(self, request: Any) -> None: ...
+
+    async def write_eof(self) -> None: ...
+
+
+class Connection(RequestHandler):
+    """One client's connection."""
+
+    __slots__ = ("_first_piece", "_head_timer", "_parked", "_server", "_short_task", "peer", "trusted")
+
+    def __init__(self, server: Server, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._server = server
+        # per connection
+        self.peer = ""
+        self.trusted = False
+        # per request
+        self._parked: asyncio.Future[None] | None = None
+        self._short_task: asyncio.Task[None] | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._first_piece = b""
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is being handled, and no part of a request is here."""
+        return self._waiter is not None and not self._messages and self._head_timer is None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        server = self._server
+        name = transport.get_extra_info("peername")
+        if isinstance(name, tuple):
+            address = parse_ip(name[0])
+            self.peer = str(address) if address is not None else str(name[0])
+            self.trusted = self.peer in server.trusted
+        if len(server._connections) > server.table.max_connections:
+            server.refused_connections += 1
+            self.force_close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._stop_head_timer()
+        if self._parked is not None:
+            # aiohttp ends its own loop by this future: it must find it.
+            self._waiter, self._parked = self._parked, None
+        if self._short_task is not None:
+            self._short_task.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        waiter = self._waiter
+        if (
+            waiter is None
+            or self._messages
+            or self._upgraded
+            or self._payload_parser is not None
+            or self._close
+            or self._force_close
+            or waiter.done()
+        ):
+            super().data_received(data)
+            return
+        assert self._parser is not None
+        try:
+            messages, upgraded, tail = self._parser.feed_data(data)
+        except HttpProcessingError as error:
+            self._first_piece = self._first_piece or data
+            messages, upgraded, tail = [(_ErrInfo(400, error, error.message), EMPTY_PAYLOAD)], False, b""
+        if not messages:
+            self._start_head_timer(data)
+            return
+        if self._head_timer is not None:
+            self._stop_head_timer()
+        message, payload = messages[0]
+        if (
+            payload is EMPTY_PAYLOAD
+            and len(messages) == 1
+            and not upgraded
+            and type(message) is not _ErrInfo
+            and not message.upgrade
+            and message.method != "CONNECT"
+            and self._server.short_way
+        ):
+            self._request_count += 1
+            self._parser.message_consumed()
+            self._waiter, self._parked = None, waiter
+            self._request_in_progress = True
+            self._short_task = self._loop.create_task(self._short_way(message))
+            return
+        self._request_count += len(messages)
+        self._messages.extend(messages)
+        self._upgraded = upgraded
+        if upgraded and tail:
+            self._message_tail = tail
+        waiter.set_result(None)
+
+    async def _short_way(self, message: Any) -> None:
+        server = self._server
+        keep_alive = False
+        try:
+            try:
+                request = server.request(self, message)
+            except BadRequest as error:
+                keep_alive = await server.refuse(self, message, error)
+            else:
+                keep_alive = await server.answer(self, request, not message.should_close)
+        finally:
+            self._end_short_way(keep_alive)
+
+    def _end_short_way(self, keep_alive: bool) -> None:
+        self._short_task = None
+        self._request_in_progress = False
+        if self._handler_waiter is not None and not self._handler_waiter.done():
+            self._handler_waiter.set_result(None)
+        waiter, self._parked = self._parked, None
+        if waiter is None:
+            return  # the connection was lost meanwhile
+        self._waiter = waiter
+        if not keep_alive or self._close or self._force_close:
+            self.force_close()
+            return
+        self._next_keepalive_close_time = close_time = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(close_time, self._process_keepalive)
+        if self._messages and not waiter.done():
+            waiter.set_result(None)
+
+    # -- what goes wrong before there is a request ---------------------------------------------------
+
+    def _start_head_timer(self, data: bytes) -> None:
+        """The first piece of a request's head has come: the rest must follow in time."""
+        if self._head_timer is None:
+            self._first_piece = data
+            self._head_timer = self._loop.call_later(self._server.table.header_timeout, self._head_too_slow)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_too_slow(self) -> None:
+        self._head_timer = None
+        if self._waiter is not None and self.transport is not None:
+            self._loop.create_task(self._close_with(problem(408, "Request timeout", "The request came too slowly.")))
+
+    async def _close_with(self, response: Response) -> None:
+        await self.send_problem(response)
+        self.force_close()
+
+    async def send_problem(self, response: Response) -> None:
+        """Answer something that is no usable request, as the last thing on this connection."""
+        request = Request.__new__(Request)
+        request.method, request.version = "GET", (1, 1)
+        try:
+            await send(self, request, response, keep_alive=False, send_timeout=self._server.table.send_timeout)
+        except ConnectionError:
+            return
+        self._record_refusal(response)
+
+    def _record_refusal(self, response: Response) -> None:
+        if self._server.observer is not None:
+            self._server.observer.record_unparsed(self.peer, response.status, REFUSED)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> Any:
+        """aiohttp asks here what to answer to malformed HTTP; it closes the connection afterwards."""
+        response = self._parse_problem(exc)
+        self._first_piece = b""
+        return _Late(self, response)
+
+    def _parse_problem(self, error: BaseException | None) -> Response:
+        table = self._server.table
+        if isinstance(error, LineTooLong):
+            line = self._first_piece.partition(b"\r\n")[0]
+            if len(line) > table.max_request_line:
+                return problem(414, "URI too long", f"The request target is longer than {table.max_request_line} bytes.")
+            return problem(431, "Request header fields too large", f"A header is longer than {table.max_header} bytes.")
+        if isinstance(error, HttpProcessingError) and "Too many headers" in error.message:
+            return problem(431, "Request header fields too large", f"More than {table.max_headers} header fields.")
+        return problem(400, "Bad request", "The request is not valid HTTP.")
+
+
+class _Late(Done):
+    """A refusal that is sent when aiohttp asks for it."""
+
+    __slots__ = ("_connection", "_response")
+
+    def __init__(self, connection: Connection, response: Response) -> None:
+        super().__init__(keep_alive=False)
+        self._connection = connection
+        self._response = response
+
+    async def write_eof(self) -> None:
+        await self._connection.send_problem(self._response)
