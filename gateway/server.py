@@ -16,6 +16,7 @@ import asyncio
 import logging
 import os
 import re
+import time
 from typing import Any, Final
 
 from aiohttp import web
@@ -113,7 +114,8 @@ class Server(web.Server):
         request = Request.__new__(Request)
         self._number += 1
         request.id = f"{self._node}-{self._number:x}"
-        request.started = self._loop.time()
+        # Not the loop's clock: uvloop's has whole milliseconds and stands still during a tick.
+        request.started = time.monotonic()
         request.method = message.method
         request.version = message.version
         request.headers = headers = message.headers
