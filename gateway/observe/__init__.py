@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -16,9 +18,10 @@ if TYPE_CHECKING:
     from gateway.request import Request
     from gateway.store import Redis
 
-__all__ = ["AccessLog", "Metrics", "Observer", "watch_redis"]
+__all__ = ["AccessLog", "Metrics", "Observer", "watch_process", "watch_redis"]
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"})
+RESIDENT: Final = Path("/proc/self/statm")
 NO_ROUTE: Final = "-"
 MAX_CACHED: Final = 2000
 CUT_PATH: Final = 400
@@ -213,3 +216,15 @@ def watch_redis(metrics: Metrics, redis: Redis) -> None:
     metrics.gauge("gateway_mirror_bytes", "Bytes the mirrors hold.", partial(getattr, mirror, "bytes"))
     for name, text in MIRROR_COUNTERS.items():
         metrics.counter_of(f"gateway_mirror_{name}_total", text, partial(getattr, mirror, name))
+
+
+def watch_process(metrics: Metrics) -> None:
+    """Show what this process uses of the machine."""
+    metrics.counter_of("gateway_cpu_seconds_total", "Processor time of the workers.", time.process_time)
+    if RESIDENT.exists():
+        metrics.gauge("gateway_resident_bytes", "Memory of the workers.", resident_bytes)
+
+
+def resident_bytes() -> int:
+    """What of this process is in memory; Linux."""
+    return int(RESIDENT.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

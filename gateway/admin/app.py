@@ -1,0 +1,161 @@
+"""Health and metrics of all workers, served by the parent on a listener of its own.
+
+    GET /_gateway/health            200; "status" is "ok", or "degraded" while a worker or its Redis is away
+    GET /_gateway/health?ready      503 instead, unless every worker accepts connections: for load balancers
+    GET /_gateway/metrics           Prometheus' text format, added up over all workers
+
+`degraded` is no 503 by itself: what a gateway does without Redis is each plugin's `on_redis_failure`, and a load
+balancer that takes away all nodes at once because of Redis would turn that into an outage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol
+
+import orjson
+from aiohttp import web
+
+__version__ = "0.1.0"
+from gateway.config import Config
+from gateway.control import WorkerProcess
+from gateway.listen import Listeners
+from gateway.observe.metrics import CONTENT_TYPE, Metrics, Snapshot, render
+
+COLLECT_SECONDS: Final = 1.0
+"""A worker that does not answer by then is shown as such."""
+SHUTDOWN_SECONDS: Final = 1.0
+
+
+class Place(Protocol):
+    """Where a worker belongs, and the one that is there now."""
+
+    number: int
+    process: WorkerProcess | None
+
+
+class Node(Protocol):
+    """What is shown: the supervisor."""
+
+    config: Config
+    node: str
+    started: float
+    ending: bool
+    metrics: Metrics
+    retired: Snapshot
+
+    @property
+    def slots(self) -> Sequence[Place]: ...
+
+
+class Admin:
+    """The admin listener."""
+
+    def __init__(self, node: Node) -> None:
+        self.url = ""
+        self._node = node
+        self._listeners: Listeners | None = None
+        app = web.Application(middlewares=[problems])
+        app.router.add_get("/_gateway/health", self._health)
+        app.router.add_get("/_gateway/metrics", self._metrics)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+
+    async def start(self, listeners: Listeners) -> None:
+        self._listeners = listeners
+        self.url = listeners.url
+        await self._runner.setup()
+        await web.SockSite(self._runner, listeners.take(0)).start()
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+        if self._listeners is not None:
+            self._listeners.close()
+
+    async def _collect(self) -> list[tuple[int, WorkerProcess | None, bool]]:
+        """Number, process and whether it has answered, for each place; all are asked at once."""
+        places = [(slot.number, slot.process) for slot in self._node.slots]
+        answered = await asyncio.gather(*(_ask(process) for _, process in places))
+        return [(number, process, yes) for (number, process), yes in zip(places, answered, strict=True)]
+
+    async def _health(self, request: web.Request) -> web.Response:
+        node = self._node
+        workers = [worker_state(*found) for found in await self._collect()]
+        ready = bool(workers) and all(worker["ready"] for worker in workers) and not node.ending
+        # `redis` is None where the worker did not answer.
+        redis = [worker.pop("redis") or {"up": None} for worker in workers]
+        mirrors = [worker.pop("mirror") for worker in workers]
+        latencies = [state["latency_ms"] for state in redis if state.get("latency_ms") is not None]
+        healthy = ready and all(worker["answers"] for worker in workers) and all(state["up"] for state in redis)
+        document = {
+            "status": "ok" if healthy else "degraded",
+            "ready": ready,
+            "node": node.node,
+            "version": __version__,
+            "uptime": round(time.monotonic() - node.started, 3),
+            "redis": {
+                "up": bool(redis) and all(state["up"] for state in redis),
+                "latency_ms": max(latencies, default=None),
+                "links": [{"worker": worker["number"], **state} for worker, state in zip(workers, redis, strict=True)],
+            },
+            "mirror": {key: sum(mirror[key] for mirror in mirrors if mirror) for key in ("entries", "bytes")},
+            "workers": workers,
+        }
+        status = 503 if "ready" in request.query and not ready else 200
+        return web.Response(
+            status=status,
+            body=orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE),
+            content_type="application/json",
+            headers=NOT_STORED,
+        )
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        snapshots = [self._node.metrics.snapshot(), self._node.retired]
+        for _, process, _ in await self._collect():
+            # One that did not answer counts as it was: a sum that falls would read as a restart.
+            if process is not None and process.snapshot is not None:
+                snapshots.append(process.snapshot["metrics"])
+        return web.Response(body=render(snapshots), headers=NOT_STORED | {"Content-Type": CONTENT_TYPE})
+
+
+NOT_STORED: Final = {"Cache-Control": "no-store"}
+
+
+async def _ask(process: WorkerProcess | None) -> bool:
+    return process is not None and process.ready and await process.ask_snapshot(COLLECT_SECONDS)
+
+
+def worker_state(number: int, process: WorkerProcess | None, answers: bool) -> dict[str, Any]:
+    """One worker as `health` shows it."""
+    state: dict[str, Any] = {"number": number, "pid": None, "ready": False, "answers": answers}
+    state |= {"requests": None, "in_flight": None, "redis": None, "mirror": None}
+    if process is None:
+        return state
+    state |= {"pid": process.pid, "ready": process.ready and not process.draining}
+    if not answers or process.snapshot is None:
+        return state
+    told = process.snapshot
+    state |= {key: told[key] for key in ("requests", "in_flight")}
+    state["redis"] = {
+        "up": told["redis_up"],
+        "why": told["redis_why"],
+        "latency_ms": told["redis_latency_ms"],
+        "waiting": told["redis_waiting"],
+    }
+    state["mirror"] = {"entries": told["mirror_entries"], "bytes": told["mirror_bytes"]}
+    return state
+
+
+@web.middleware
+async def problems(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """aiohttp's refusals as problem documents (RFC 9457)."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        headers = NOT_STORED | {name: error.headers[name] for name in ("Allow",) if name in error.headers}
+        document = {"type": "about:blank", "title": error.reason, "status": error.status}
+        body = orjson.dumps(document)
+        return web.Response(status=error.status, body=body, content_type="application/problem+json", headers=headers)
