@@ -1,0 +1,27 @@
+FROM python:3.11-slim AS build
+WORKDIR /source
+RUN python -m venv /venv
+COPY requirements.lock ./
+RUN /venv/bin/pip install --no-cache-dir -r requirements.lock
+COPY pyproject.toml README.md config.toml ./
+COPY gateway gateway
+COPY plugins plugins
+RUN /venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
+
+FROM python:3.11-slim
+RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/gateway gateway
+COPY --from=build /venv /venv
+ENV PATH=/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    GATEWAY_LISTEN=0.0.0.0:8080 \
+    GATEWAY_ADMIN_LISTEN=127.0.0.1:9090 \
+    GATEWAY_STATE_DIR=/var/lib/gateway/state
+USER gateway
+# A config.toml mounted here is read; without one GATEWAY_UPSTREAM is enough.
+WORKDIR /etc/gateway
+VOLUME /var/lib/gateway
+EXPOSE 8080
+HEALTHCHECK --interval=10s --timeout=3s --start-period=15s \
+    CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 9090, timeout=2); c.request('GET', '/_gateway/health'); sys.exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["gateway"]
+CMD ["run"]

@@ -1,0 +1,67 @@
+# make run      a demo API and the gateway in front of it; or the gateway in front of yours: make run UPSTREAM=http://host:port
+# make test     the tests; some of them: make test TESTS=tests/test_config.py
+# make lint     style; make types: types; make coverage: what the tests reach
+# make lock     new requirements*.lock from pyproject.toml
+# make clean    remove what was made here
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+TESTS ?=
+
+# The first Python on the path that is new enough; another one: make run PYTHON=/path/to/python
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: run test lint types coverage lock clean
+
+run: $(VENV)/.installed
+ifdef UPSTREAM
+	@$(BIN)/gateway run --upstream '$(UPSTREAM)'
+else
+	@$(BIN)/gateway demo
+endif
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q $(TESTS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+coverage: $(VENV)/.installed-dev
+	$(BIN)/coverage run -m pytest -q $(TESTS)
+	$(BIN)/coverage report --skip-covered --show-missing
+
+$(VENV)/.made:
+	@test -n '$(PYTHON)' || { echo 'Python 3.11 or newer is needed; name one with PYTHON=/path/to/python' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made requirements.lock pyproject.toml
+	$(PIP) install -r requirements.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
+	$(PIP) install -r requirements-dev.lock
+	@touch $@
+
+lock:
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --upgrade 'setuptools>=77'
+	build/lock/bin/python -m pip install --quiet .
+	{ head -n 1 requirements.lock; build/lock/bin/python -m pip freeze --all --exclude pip --exclude redis-gateway; } > build/requirements.lock
+	build/lock/bin/python -m pip install --quiet '.[dev]'
+	{ head -n 1 requirements-dev.lock; echo '-r requirements.lock'; \
+	  build/lock/bin/python -m pip freeze --all --exclude pip --exclude redis-gateway | grep -vxFf build/requirements.lock; } > build/requirements-dev.lock
+	mv build/requirements.lock build/requirements-dev.lock .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
