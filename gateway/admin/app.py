@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, Protocol
 
 import orjson
 from aiohttp import web
 
-__version__ = "0.1.0"
 from gateway.config import Config
 from gateway.control import WorkerProcess
 from gateway.listen import Listeners
@@ -92,7 +92,7 @@ class Admin:
             "status": "ok" if healthy else "degraded",
             "ready": ready,
             "node": node.node,
-            "version": __version__,
+            "version": VERSION,
             "uptime": round(time.monotonic() - node.started, 3),
             "redis": {
                 "up": bool(redis) and all(state["up"] for state in redis),
@@ -159,3 +159,13 @@ async def problems(
         document = {"type": "about:blank", "title": error.reason, "status": error.status}
         body = orjson.dumps(document)
         return web.Response(status=error.status, body=body, content_type="application/problem+json", headers=headers)
+
+
+def _version() -> str:
+    try:
+        return version("redis-gateway")
+    except PackageNotFoundError:
+        return "unknown"  # run from its source, not installed
+
+
+VERSION: Final = _version()
