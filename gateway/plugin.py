@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from gateway.config import Seconds, Size
 from gateway.request import BodyBroken, BodyTimeout, BodyTooLarge, Request
 from gateway.response import (
     FAILED,
@@ -55,6 +56,8 @@ __all__ = [
     "Request",
     "Response",
     "Script",
+    "Seconds",
+    "Size",
     "header_line",
     "problem",
 ]

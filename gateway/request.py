@@ -95,7 +95,7 @@ class Request:
     """What the route's `{name}` segments matched."""
     id: str
     started: float
-    """The loop's clock, in seconds, when the request was complete."""
+    """`time.monotonic()` when the request was complete."""
     user: str | None
     """The user's id, set by the plugin that knows (`session`)."""
     token: str | None
@@ -110,6 +110,10 @@ class Request:
     answers: dict[Plugin, Any]
     changes: dict[bytes, bytes | None]
     state: dict[str, Any]
+    depth: int
+    """How far down the chain the request has come (`gateway.chain`)."""
+    last_tick: int
+    _redis: Redis
 
     def __repr__(self) -> str:
         return f"<Request {self.method} {self.path} from {self.client}>"
@@ -139,6 +143,21 @@ class Request:
         from gateway.response import header_line
 
         self.changes[name.lower().replace("_", "-").encode()] = header_line(name, value)
+
+    def add_header(self, name: str, value: str) -> None:
+        """Send this field to the upstream beside those that the client sent under the name.
+
+        Raises:
+            ValueError: a control character in name or value.
+        """
+        from gateway.response import header_line
+
+        key = name.lower().replace("_", "-").encode()
+        if key in self.changes:
+            lines = self.changes[key] or b""
+        else:
+            lines = b"".join([header_line(name, sent) for sent in self.headers.getall(name, ())])
+        self.changes[key] = lines + header_line(name, value)
 
     def remove_header(self, name: str) -> None:
         """Do not pass on the client's field of this name (nor its spelling with `_` for `-`)."""

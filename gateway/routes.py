@@ -92,7 +92,7 @@ class Routes:
             node = self._wildcard.setdefault(host[2:].lower(), _Node())
         else:
             node = self._exact.setdefault(host.lower(), _Node())
-        names = []
+        names: list[str] = []
         segments = route.table.match.path[1:].split("/")
         for position, segment in enumerate(segments):
             last = position == len(segments) - 1

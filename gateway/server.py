@@ -486,7 +486,9 @@ class Connection(RequestHandler):
         if isinstance(error, LineTooLong):
             line = self._first_piece.partition(b"\r\n")[0]
             if len(line) > table.max_request_line:
-                return problem(414, "URI too long", f"The request target is longer than {table.max_request_line} bytes.")
+                return problem(
+                    414, "URI too long", f"The request target is longer than {table.max_request_line} bytes."
+                )
             return problem(431, "Request header fields too large", f"A header is longer than {table.max_header} bytes.")
         if isinstance(error, HttpProcessingError) and "Too many headers" in error.message:
             return problem(431, "Request header fields too large", f"More than {table.max_headers} header fields.")

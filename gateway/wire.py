@@ -59,7 +59,7 @@ async def send(protocol: Any, request: Request, response: Response, *, keep_aliv
         ConnectionError: the client has gone, or is too slow.
         Exception: what a streamed body raised; the connection cannot be used any more.
     """
-    body = response.body
+    body: Any = response.body
     status = response.status
     old_client = request.version < (1, 1)
     framing = b""

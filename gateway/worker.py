@@ -13,6 +13,7 @@ import logging
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
 from gateway.chain import Chain
 from gateway.config import Config
@@ -85,7 +86,7 @@ class Worker:
             for upstream in self.upstreams.values():
                 await self._begin(upstream.start, upstream.stop)
             for plugin in self.plugins.values():
-                await self._begin(lambda plugin=plugin: plugin.start(self), plugin.stop)
+                await self._begin(partial(plugin.start, self), plugin.stop)
             loop = asyncio.get_running_loop()
             for listening in sockets:
                 self._listeners.append(

@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 import redis.asyncio
+import uvloop
 from hypothesis import HealthCheck, settings
 
 from tests.harness import Gateway, UpstreamServer, Valkey, running_upstream, running_valkey, start_gateway
@@ -18,6 +19,12 @@ settings.register_profile(
     "default", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Any]:
+    """Tests run on the loop that the gateway runs on."""
+    return {"uvloop": uvloop.new_event_loop}
+
 
 StartGateway = Callable[..., Awaitable[Gateway]]
 

@@ -35,8 +35,8 @@ class Known:
         self.value = value
 
     def __await__(self) -> Generator[Any, None, Any]:
+        yield from ()  # makes this a generator, as __await__ must give an iterator
         return self.value
-        yield  # makes this a generator, as __await__ must give an iterator
 
     def __repr__(self) -> str:
         return f"Known({self.value!r})"

@@ -16,9 +16,9 @@ import logging
 import random
 import ssl
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import hiredis
 from redis.asyncio.connection import parse_url
@@ -33,6 +33,8 @@ Command = Sequence[bytes | str | int | float]
 
 LOWEST_VERSION: Final = (7, 0)
 NOT_COMPLETE: Final = object()
+# hiredis' stub knows tuples of one word only.
+pack: Final = cast(Callable[[tuple[Any, ...]], bytes], hiredis.pack_command)
 # The first command of the handshake may wait for a server that is still loading its data.
 CONNECT_SECONDS: Final = 5.0
 MIN_CHECK_SECONDS: Final = 0.01
@@ -60,8 +62,8 @@ class LinkOptions:
     tracking: bool = True
 
 
-class Link(asyncio.Protocol):
-    """One auto-pipelined connection.
+class Link:
+    """One auto-pipelined connection, made anew whenever it is lost.
 
     Args:
         options: where to and within which bounds.
@@ -138,12 +140,13 @@ class Link(asyncio.Protocol):
 
     # -- the wire ----------------------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def made(self, transport: asyncio.Transport) -> None:
+        """A new connection is there; the handshake follows."""
         self._transport = transport
         self._heard = self._loop.time()
 
-    def data_received(self, data: bytes) -> None:
+    def received(self, data: bytes) -> None:
+        """Bytes from the server."""
         self._heard = self._loop.time()
         reader = self._reader
         waiting = self._waiting
@@ -166,9 +169,10 @@ class Link(asyncio.Protocol):
             # Neither garbage nor a reply too many leaves a queue that can be trusted.
             self._drop(f"protocol error: {error or 'a reply nobody asked for'}")
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self._down(str(error) if error else "connection closed by the server")
-        self._lost.set()
+    def lost(self, transport: asyncio.Transport, error: Exception | None) -> None:
+        """A connection has ended; an earlier one's end says nothing about this one."""
+        if transport is self._transport:
+            self._down(str(error) if error else "connection closed by the server")
 
     def _drop(self, why: str) -> None:
         transport = self._transport
@@ -185,6 +189,7 @@ class Link(asyncio.Protocol):
         self._waiting.clear()
         self._outbox.clear()
         self._batches.clear()
+        self._lost.set()
         if was_up:
             self._on_state(False)
             if not self._closing:
@@ -208,6 +213,7 @@ class Link(asyncio.Protocol):
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
         self._drop("the gateway is stopping")
+        await asyncio.sleep(0)  # lets the aborted connection end
 
     async def _keep(self, first: asyncio.Future[None]) -> None:
         failures = 0
@@ -223,23 +229,24 @@ class Link(asyncio.Protocol):
                 failures += 1
             else:
                 failures = 0
-                await self._watch()
             if not first.done():
                 first.set_result(None)
+            if self.up:
+                await self._watch()
             # Full jitter, so that a fleet does not come back in step.
             ceiling = min(self.options.backoff_max, self.options.backoff_base * 2 ** min(failures, 16))
             await asyncio.sleep(random.uniform(0, ceiling))  # noqa: S311
 
     async def _connect(self) -> None:
-        where = dict(parse_url(self.options.url))
+        where: dict[str, Any] = dict(parse_url(self.options.url))
         self._reader = hiredis.Reader(notEnoughData=NOT_COMPLETE)
         self._asked = self._replied = 0
         path = where.get("path")
         if path:
-            await self._loop.create_unix_connection(lambda: self, path)
+            await self._loop.create_unix_connection(lambda: _Wire(self), path)
         else:
             host, port = where.get("host", "127.0.0.1"), where.get("port", 6379)
-            await self._loop.create_connection(lambda: self, host, port, ssl=tls_context(where))
+            await self._loop.create_connection(lambda: _Wire(self), host, port, ssl=tls_context(where))
         await self._handshake(where)
         self.connects += 1
         self.up = True
@@ -262,12 +269,13 @@ class Link(asyncio.Protocol):
         commands += [["SCRIPT", "LOAD", script.source] for script in self.scripts.values()]
         futures = [self._loop.create_future() for _ in commands]
         for command, future in zip(commands, futures, strict=True):
-            self.put(hiredis.pack_command(tuple(command)), future)
+            self.put(pack(tuple(command)), future)
         self.flush()
-        replies = await asyncio.gather(*futures, return_exceptions=True)
-        for reply in replies:
-            if isinstance(reply, BaseException):
-                raise reply
+        try:
+            replies = await asyncio.gather(*futures)
+        finally:
+            for future in futures:
+                future.cancel()
         self.server_version = check_version(replies[0])
 
     async def _watch(self) -> None:
@@ -285,7 +293,7 @@ class Link(asyncio.Protocol):
                 return
             if silent > max_silence / 2 and now - pinged > max_silence / 2 and self.up:
                 pinged = now
-                self.put(hiredis.pack_command(("PING",)), None)
+                self.put(pack(("PING",)), None)
                 self.flush()
 
     def _expire(self, oldest: float) -> None:
@@ -298,6 +306,24 @@ class Link(asyncio.Protocol):
         for entry in list(self._waiting)[: max(0, late - self._replied)] if late else ():
             if fail(entry, RedisTimeout(f"no reply from Redis within {self.options.timeout * 1000:.0f} ms")):
                 self.timeouts += 1
+
+
+class _Wire(asyncio.Protocol):
+    """One connection of a link: so that the end of an old one is never taken for the end of the new one."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._transport: asyncio.Transport | None = None
+        self.data_received = link.received  # type: ignore[method-assign]  # no frame between on the hot path
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Not by isinstance: uvloop's transports are no subclasses of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
+        self._link.made(self._transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        assert self._transport is not None
+        self._link.lost(self._transport, error)
 
 
 def settle(future: asyncio.Future[Any], reply: Any) -> None:
@@ -347,8 +373,3 @@ def check_version(hello: dict[bytes, Any]) -> str:
     if numbers and numbers < LOWEST_VERSION:
         raise RedisError(f"{name} {version} is too old: Redis 7 or Valkey is needed")
     return f"{name} {version}"
-
-
-def pack(command: Iterable[bytes | str | int | float]) -> bytes:
-    """One command as RESP."""
-    return hiredis.pack_command(tuple(command))  # type: ignore[no-any-return]

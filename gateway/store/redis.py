@@ -10,7 +10,7 @@ from typing import Any, Final
 import hiredis
 
 from gateway.store.answer import Answer, Known, RedisDown, RedisError
-from gateway.store.link import Link, LinkOptions, fail, settle
+from gateway.store.link import Link, LinkOptions, fail, pack, settle
 from gateway.store.mirror import Mirror
 from gateway.store.script import Script
 
@@ -18,15 +18,13 @@ logger = logging.getLogger("gateway.redis")
 
 Part = bytes | str | int | float
 
-CACHING_YES: Final = hiredis.pack_command(("CLIENT", "CACHING", "YES"))
+CACHING_YES: Final = pack(("CLIENT", "CACHING", "YES"))
 ABSENT: Final = object()
 MAX_COMPLAINTS: Final = 1000
 # Commands that change nothing: after any other one this worker's own mirror must not answer for the key.
 READS: Final = frozenset(
     {"GET", "MGET", "HGETALL", "HGET", "HMGET", "EXISTS", "TTL", "PTTL", "TYPE", "STRLEN", "ZSCORE"}
 )
-
-_pack = hiredis.pack_command
 
 
 class Down:
@@ -38,8 +36,8 @@ class Down:
         self.error = error
 
     def __await__(self) -> Generator[Any, None, Any]:
+        yield from ()
         raise self.error
-        yield
 
 
 class Redis:
@@ -94,7 +92,7 @@ class Redis:
             for link in self.links:
                 link.scripts[script.sha] = script
                 if link.up:
-                    self._send(link, _pack(("SCRIPT", "LOAD", script.source)), None)
+                    self._send(link, pack(("SCRIPT", "LOAD", script.source)), None)
 
     # -- questions ---------------------------------------------------------------------------------
 
@@ -111,7 +109,7 @@ class Redis:
         if command[0] not in READS and len(command) > 1:
             self.mirror.drop(_key(command[1]))
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._send(link, _pack(command), future)
+        self._send(link, pack(command), future)
         return future
 
     def run(self, script: Script, keys: Sequence[Part], args: Sequence[Part] = (), *, bulk: bool = False) -> Answer:
@@ -120,7 +118,7 @@ class Redis:
         if not link.up or link.full:
             return Down(self._why(link))
         call = _Run(self, link, script, keys, args)
-        self._send(link, _pack(("EVALSHA", script.sha, len(keys), *keys, *args)), call)
+        self._send(link, pack(("EVALSHA", script.sha, len(keys), *keys, *args)), call)
         return call.future
 
     def read(
@@ -154,7 +152,7 @@ class Redis:
         if self.mirror.max_bytes:
             self._reading[name] = reading
             self._send(link, CACHING_YES, None)
-        self._send(link, _pack((command, name)), reading)
+        self._send(link, pack((command, name)), reading)
         return reading.join()
 
     def tell(self, *command: Part, bulk: bool = False) -> None:
@@ -164,7 +162,7 @@ class Redis:
             return
         if len(command) > 1:
             self.mirror.drop(_key(command[1]))
-        self._send(link, _pack(command), None)
+        self._send(link, pack(command), None)
 
     def changed(self, key: Part) -> asyncio.Future[None]:
         """A future that is done once Redis withdraws a key that was read, or the link is lost; cancel it after use."""
@@ -276,7 +274,7 @@ class _Run:
         ):
             self._retried = True
             script = self._script
-            packed = _pack(("EVAL", script.source, len(self._keys), *self._keys, *self._args))
+            packed = pack(("EVAL", script.source, len(self._keys), *self._keys, *self._args))
             self._redis._send(self._link, packed, self)
             return
         settle(self.future, reply)

@@ -85,9 +85,7 @@ async def test_expiry_is_pushed(make: MakeStore, redis_url: str, redis_client: r
     await eventually(lambda: len(store.mirror) == 0)
 
 
-async def test_flushall_empties_the_mirror(
-    make: MakeStore, redis_url: str, redis_client: redis.asyncio.Redis
-) -> None:
+async def test_flushall_empties_the_mirror(make: MakeStore, redis_url: str, redis_client: redis.asyncio.Redis) -> None:
     store = await make(redis_url)
     await store.read("GET", "a")
     await redis_client.flushall()
@@ -303,12 +301,15 @@ async def test_garbage_on_the_wire_ends_the_connection(make: MakeStore) -> None:
     async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1000)
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
 
     server = await asyncio.start_server(babble, "127.0.0.1", port := free_port())
     store = await make(f"redis://127.0.0.1:{port}")
     assert not store.up
     assert "protocol error" in store.links[0].why_down
+    await store.stop()
     server.close()
+    await server.wait_closed()
 
 
 async def test_a_wrong_password_is_said(make: MakeStore, own_valkey: Valkey) -> None:
