@@ -48,7 +48,10 @@ def json_schema() -> Schema:
 
 
 def _by_use(tables: Schema) -> Schema:
-    choices = [{"if": {"properties": {"use": {"const": name}}}, "then": _reference(name)} for name in tables]
+    choices = [
+        {"if": {"required": ["use"], "properties": {"use": {"const": name}}}, "then": _reference(name)}
+        for name in tables
+    ]
     return {"type": "object", "allOf": choices}
 
 
