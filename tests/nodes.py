@@ -21,10 +21,12 @@ SCRIPT = """
 import json, sys, uvloop
 from pathlib import Path
 from gateway import supervisor
+from gateway.admin import app
 from gateway.config import load
 def on_ready(ready):
     print(json.dumps({"url": ready.url, "admin": ready.admin_url, "redis": ready.redis}), flush=True)
 supervisor.BACKOFF_BASE = 0.001
+app.COLLECT_SECONDS = 0.4
 path = Path(sys.argv[1])
 sys.exit(uvloop.run(supervisor.Supervisor(load(path), path=path, on_ready=on_ready).run()))
 """
@@ -129,7 +131,7 @@ class Node:
 async def running_node(folder: Path, **tables: Any) -> AsyncIterator[Node]:
     """A gateway with these tables; what is missing is filled in."""
     config: dict[str, Any] = {
-        "server": {"listen": "127.0.0.1:0", "workers": 2, "drain_timeout": 5},
+        "server": {"listen": "127.0.0.1:0", "workers": 1, "drain_timeout": 5},
         "admin": {"listen": "127.0.0.1:0"},
         "log": {"access": False},
         "routes": [{"name": "all", "plugins": list(tables.get("plugins", {}))}],

@@ -94,7 +94,7 @@ class Traffic:
 
 
 async def test_two_workers_share_one_port_and_their_metrics_are_added_up(node: StartNode) -> None:
-    gateway = await node()
+    gateway = await node(server={"workers": 2})
     for _ in range(40):  # the odds that one worker gets none are 1 to 2 ** 39
         assert (await get(gateway.url))[0] == 200
     health = await gateway.health()
@@ -110,7 +110,7 @@ async def test_two_workers_share_one_port_and_their_metrics_are_added_up(node: S
 
 
 async def test_a_killed_worker_is_replaced_and_the_port_never_refuses(node: StartNode) -> None:
-    gateway = await node()
+    gateway = await node(server={"workers": 2})
     before = await gateway.workers()
     async with Traffic(gateway.url) as traffic:
         counted = (await gateway.metrics())["gateway_requests_total"]
@@ -135,13 +135,12 @@ def gone_and_replaced(gateway: Node, pid: int) -> Callable[[], Awaitable[bool]]:
     return functools.wraps(check)(lambda: check())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_the_end_waits_for_requests_in_flight(node: StartNode, upstream: UpstreamServer, number: int) -> None:
+async def test_the_end_waits_for_requests_in_flight(node: StartNode, upstream: UpstreamServer) -> None:
     slow = Slow(upstream)
     gateway = await node()
     request = asyncio.create_task(get(gateway.url, "/slow"))
     await slow.asked.wait()
-    gateway.signal(number)
+    gateway.signal(signal.SIGTERM)
     await eventually(lambda: refuses(gateway.port))  # nothing new is accepted
     assert not request.done()
     assert (await gateway.health("?ready"))["http"] == 503
@@ -181,7 +180,7 @@ async def test_what_does_not_end_in_time_is_cut_off(node: StartNode, upstream: U
 
 async def test_workers_do_not_outlive_a_killed_parent(node: StartNode, upstream: UpstreamServer) -> None:
     slow = Slow(upstream)
-    gateway = await node()
+    gateway = await node(server={"workers": 2})
     workers = await gateway.workers()
     request = asyncio.create_task(get(gateway.url, "/slow"))
     await slow.asked.wait()
@@ -272,7 +271,7 @@ async def test_a_reload_changes_the_configuration_and_loses_no_request(
     node: StartNode, upstream: UpstreamServer
 ) -> None:
     slow = Slow(upstream)
-    gateway = await node(plugins=own(), code=OWN)
+    gateway = await node(server={"workers": 2}, plugins=own(), code=OWN)
     old = await gateway.workers()
     request = asyncio.create_task(get(gateway.url, "/slow"))
     await slow.asked.wait()
@@ -312,7 +311,7 @@ def children(pid: int) -> list[str]:
 
 
 async def test_a_wrong_configuration_changes_nothing(node: StartNode) -> None:
-    gateway = await node(plugins=own(), code=OWN)
+    gateway = await node(server={"workers": 2}, plugins=own(), code=OWN)
     workers = await gateway.workers()
     # one the parent finds, with all that is wrong
     gateway.write(server={"listn": "x", "workers": 0})
@@ -339,7 +338,7 @@ async def test_a_wrong_configuration_changes_nothing(node: StartNode) -> None:
 
 async def test_the_embedded_redis_starts_and_ends_with_the_gateway(node: StartNode, tmp_path: Path) -> None:
     state = {"url": "embedded", "state_dir": str(tmp_path / "state")}
-    gateway = await node(redis=state, server={"workers": 1})
+    gateway = await node(redis=state)
     health = await gateway.health()
     assert health["redis"]["up"]
     assert health["redis"]["latency_ms"] > 0
@@ -357,7 +356,7 @@ async def test_the_embedded_redis_starts_and_ends_with_the_gateway(node: StartNo
 
 
 async def test_a_worker_that_hangs_is_told_and_holds_nothing_up(node: StartNode) -> None:
-    gateway = await node()
+    gateway = await node(server={"workers": 2})
     hanging, _ = await gateway.workers()
     await get(gateway.url)
     counted = (await gateway.metrics())["gateway_requests_total"]
@@ -375,7 +374,7 @@ async def test_a_redis_that_is_away_is_told_without_its_password(node: StartNode
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]
-        gateway = await node(redis={"url": f"redis://me:hush-hush@127.0.0.1:{port}/0"}, server={"workers": 1})
+        gateway = await node(redis={"url": f"redis://me:hush-hush@127.0.0.1:{port}/0"})
         health = await gateway.health("?ready")
         assert (health["http"], health["status"], health["ready"]) == (200, "degraded", True)
         assert health["redis"]["up"] is False
@@ -391,7 +390,7 @@ async def test_a_redis_that_is_away_is_told_without_its_password(node: StartNode
 
 
 async def test_a_stalled_standard_output_stalls_no_request(node: StartNode) -> None:
-    gateway = await node(log={"access": True, "max_buffer": 100_000}, server={"workers": 1})
+    gateway = await node(log={"access": True, "max_buffer": 100_000})
     async with aiohttp.ClientSession() as session:  # nobody reads the log meanwhile
         for _ in range(600):
             async with session.get(f"{gateway.url}/{'x' * 1000}") as answer:

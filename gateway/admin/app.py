@@ -123,7 +123,9 @@ NOT_STORED: Final = {"Cache-Control": "no-store"}
 
 
 async def _ask(process: WorkerProcess | None) -> bool:
-    return process is not None and process.ready and await process.ask_snapshot(COLLECT_SECONDS)
+    if process is None or not process.ready or process.draining:  # one that drains listens no more
+        return False
+    return await process.ask_snapshot(COLLECT_SECONDS)
 
 
 def worker_state(number: int, process: WorkerProcess | None, answers: bool) -> dict[str, Any]:
