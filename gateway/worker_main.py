@@ -55,6 +55,7 @@ async def work(fd: int) -> int:
         await channel.close()
         return 1
     watch_redis(observer.metrics, worker.redis)
+    observer.metrics.gauge("gateway_requests_in_flight", "Requests being answered.", lambda: worker.server.in_flight)
     channel.send({"ready": True})
     listening = loop.create_task(listen(channel, worker, observer, end))
     await end.wait()
