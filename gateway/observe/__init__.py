@@ -53,7 +53,7 @@ class Observer:
         wall: seconds since the epoch.
 
     A line's fields: `time` (when the answer was finished; ISO 8601, UTC, milliseconds), `client`, `method`, `path`
-    (without the query, which may carry secrets), `route`, `status`, `outcome`, `bytes` (sent: head and body), `ms` (from
+    (without the query, which may carry secrets), `route`, `status`, `outcome`, `bytes` (head and body), `ms` (from
     the request's complete head to the answer's last byte), `upstream_ms` (null where the upstream was not asked),
     `redis_trips`, `request_id`.
     """
