@@ -1,0 +1,187 @@
+"""What a plugin's commands need: the configuration, Redis as it says, and a place to print.
+
+A plugin's module or package has its commands in the attribute `commands`, a `typer.Typer`:
+
+    @commands.command()
+    def show(name: str) -> None:
+        with open_console() as console:
+            console.print(console.redis.get(f"{console.prefix}:{name}"))
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import redis as redis_py
+import rich.console
+import typer
+from pydantic import ValidationError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from gateway.config import FILE_NAME, Config, ConfigError, Overrides, redact
+from gateway.config.reading import read, validate
+from gateway.loader import find, make_plugins
+from gateway.plugin import Plugin
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+# A person waits: a server that is away is told at once, one that is busy gets a moment.
+TIMEOUT_SECONDS: Final = 5.0
+# Tables in a pipe are for programs: they are not folded.
+PIPE_WIDTH: Final = 200
+WRONG_CONFIG: Final = 2
+MAX_SECRET: Final = 64 << 10
+
+P = TypeVar("P", bound=Plugin)
+
+
+@dataclass
+class ConsoleSettings:
+    """The options in front of a command; the command line sets them before a command runs."""
+
+    config: Path | None = None
+    redis: str | None = None
+
+
+settings: Final = ConsoleSettings()
+
+
+class Console:
+    """One command's view of the gateway.
+
+    Args:
+        config: the configuration; its upstreams and routes may be made up.
+        source: what errors name.
+        folder: where a configuration's own plugins lie.
+        redis: a connection of redis-py, with replies as bytes.
+    """
+
+    def __init__(self, config: Config, source: str, folder: Path, redis: Redis) -> None:
+        self.config = config
+        self.redis = redis
+        self.prefix = config.redis.prefix
+        self._source = source
+        self._folder = folder
+        width = None if sys.stdout.isatty() else PIPE_WIDTH
+        # What is printed comes from Redis: square brackets and colons in it are no markup.
+        self._out = rich.console.Console(width=width, highlight=False, markup=False, emoji=False)
+
+    def print(self, *what: Any) -> None:
+        """Text or tables, as rich shows them."""
+        self._out.print(*what)
+
+    def fail(self, message: str) -> typer.Exit:
+        """Say what is wrong on standard error: `raise console.fail("...")`."""
+        return _fail(message)
+
+    def plugins(self, kind: type[P]) -> list[P]:
+        """The configuration's plugins of a class, so that a command finds the keys they use; else one with defaults.
+
+        One that is not enabled counts too: what it has in Redis is still there. What is wrong with other plugins is
+        no reason not to revoke a session.
+        """
+        tables = {
+            name: table.model_copy(update={"enabled": True})
+            for name, table in self.config.plugins.items()
+            if self._is(table.use or name, kind)
+        }
+        made, problems = make_plugins(tables, self._folder)
+        if problems:
+            raise _fail(str(ConfigError(self._source, problems)), WRONG_CONFIG)
+        try:
+            return [plugin for plugin in made.values() if isinstance(plugin, kind)] or [
+                kind(kind.Config(), kind.__name__)
+            ]
+        except ValidationError:
+            raise _fail(
+                f"{self._source} has no {kind.__name__}; give another with --config FILE", WRONG_CONFIG
+            ) from None
+
+    def _is(self, use: str, kind: type[Plugin]) -> bool:
+        try:
+            return issubclass(find(use, self._folder), kind)
+        except LookupError:
+            return False
+
+
+@contextmanager
+def open_console(config_path: Path | None = None) -> Iterator[Console]:
+    """Read the configuration and connect to its Redis, for one command.
+
+    What Redis or the network then refuses ends the command with one line.
+
+    Args:
+        config_path: instead of `--config`; without both, `config.toml` in the working directory if there is one.
+
+    Raises:
+        typer.Exit: with 2 for a wrong configuration, with 1 if Redis cannot be reached or refuses.
+    """
+    config, source, folder = _configuration(config_path or settings.config)
+    url = _redis_url(config)
+    redis = _client(url)
+    try:
+        redis.ping()
+        yield Console(config, source, folder, redis)
+    except redis_py.RedisError as error:
+        raise _fail(f"Redis at {redact(url)}: {error}") from None
+    finally:
+        redis.close()
+
+
+def read_secret(argument: str) -> str:
+    """An argument, or the first line of standard input for `-`, which leaves no trace in the shell's history."""
+    return sys.stdin.readline(MAX_SECRET).strip() if argument == "-" else argument
+
+
+def _configuration(path: Path | None) -> tuple[Config, str, Path]:
+    if path is None and Path(FILE_NAME).exists():
+        path = Path(FILE_NAME)
+    overrides: Overrides = {("redis", "url"): settings.redis} if settings.redis else {}
+    try:
+        draft = read(path, overrides=overrides)
+        if not draft.tables.get("upstreams"):
+            # `--upstream` may have given it to the gateway; a command speaks to Redis only.
+            draft.tables["upstreams"] = {"default": {"url": "http://localhost"}}
+        config = validate(draft)
+        draft.fail()
+    except ConfigError as error:
+        raise _fail(str(error), WRONG_CONFIG) from None
+    assert config is not None
+    return config, draft.source, draft.folder
+
+
+def _redis_url(config: Config) -> str:
+    if config.redis.url != "embedded":
+        return config.redis.url
+    from gateway.store.embedded import running_url
+
+    url = running_url(config.redis.state_dir)
+    if url is None:
+        raise _fail("the embedded server is not running; start the gateway first or give --redis URL")
+    return str(url)
+
+
+def _client(url: str) -> Redis:
+    try:
+        return redis_py.Redis.from_url(
+            url,
+            socket_timeout=TIMEOUT_SECONDS,
+            socket_connect_timeout=TIMEOUT_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+            client_name="gateway-console",
+        )
+    except ValueError as error:  # redis-py names the parameter, not its value
+        raise _fail(f"redis.url: {error}", WRONG_CONFIG) from None
+
+
+def _fail(message: str, code: int = 1) -> typer.Exit:
+    out = rich.console.Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    out.print(f"gateway: {message}", style="red")
+    return typer.Exit(code)

@@ -1,0 +1,168 @@
+"""What a bearer token says: its id for the blacklist, and, where a key is configured, whose it is.
+
+The id is read without looking at the signature. That lets nobody escape: the payload, and with it the `jti`, is part of
+what is signed, so a token with another id is one that whoever verifies it (here, or the upstream) refuses; and a made
+up id can only get the request refused that brought it. A token without `jti` goes by the SHA-256 of what its
+signature covers, header and payload, and not of all its text: the same signature can be spelled in several ways (with
+`=` behind it, or with other bits that base64 throws away), and each would have been another token. For the same reason
+an encrypted JWT (RFC 7516) goes by what its parts decode to. Anything else is opaque: the SHA-256 of its text.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from base64 import urlsafe_b64decode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Final
+
+import jwt
+import orjson
+
+MAX_ID: Final = 256
+MAX_USER: Final = 256
+
+# RFC 6750, section 2.1.
+_BEARER: Final = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*) *", re.IGNORECASE | re.ASCII)
+_LOOKS_LIKE_BEARER: Final = re.compile(r"(?:^|,)\s*bearer\b", re.IGNORECASE)
+_PLAIN_ID: Final = re.compile(rf"[A-Za-z0-9._~:@+/=-]{{1,{MAX_ID}}}")
+_UNCHECKED: Final = {f"verify_{claim}": False for claim in ("exp", "nbf", "iat", "sub", "jti")}
+
+
+class Malformed(ValueError):
+    """There is a bearer token, but upstreams may disagree about which."""
+
+
+class NotValid(ValueError):
+    """The token does not verify; the message is for the client."""
+
+
+def bearer_of(fields: Sequence[str]) -> str | None:
+    """The bearer token of a request's `Authorization` fields, or None.
+
+    Raises:
+        Malformed: several fields, or one that some would read and others not. Passing it on could mean that the
+            upstream takes a token that was not looked at here.
+    """
+    if len(fields) == 1:
+        match = _BEARER.fullmatch(fields[0])
+        if match is not None:
+            return match[1]
+    if any(_LOOKS_LIKE_BEARER.search(field) for field in fields):
+        raise Malformed
+    return None
+
+
+def claims_of(token: str) -> Mapping[str, Any] | None:
+    """A JWT's payload, not verified; None where the token is none."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        return None
+    try:
+        claims = orjson.loads(urlsafe_b64decode(parts[1] + "=="))
+    except ValueError:
+        return None
+    return claims if isinstance(claims, dict) else None
+
+
+def id_of(token: str, claims: Mapping[str, Any] | None) -> str:
+    """The id under which a token is revoked: bounded, and harmless as part of a key's name."""
+    if claims is None:
+        return sha256(_encrypted(token) or token.encode("utf-8", "surrogateescape")).hexdigest()
+    jti = claims.get("jti")
+    if not isinstance(jti, str) or not 0 < len(jti) <= MAX_ID:
+        return sha256(token.rpartition(".")[0].encode("utf-8", "surrogateescape")).hexdigest()
+    return jti if _PLAIN_ID.fullmatch(jti) else sha256(jti.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _encrypted(token: str) -> bytes | None:
+    """What the five parts of an encrypted JWT decode to; None where the token is none."""
+    parts = token.split(".")
+    if len(parts) != 5:
+        return None
+    try:
+        return b".".join([urlsafe_b64decode(part + "==") for part in parts])
+    except ValueError:
+        return None
+
+
+def time_in(claims: Mapping[str, Any] | None, name: str) -> float | None:
+    """A time of the payload (RFC 7519, section 2: seconds since 1970), or None."""
+    value = claims.get(name) if claims is not None else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Verifier:
+    """Checks signatures and claims (RFC 7519, section 4.1).
+
+    Args:
+        key: as the algorithms of PyJWT take it.
+        algorithms: which ones a token may name.
+        audience: a token that names audiences must name one of these; none given: it must name none.
+        issuer: who must have issued it; empty: anybody.
+        leeway: how far clocks may differ, in seconds.
+    """
+
+    key: Any
+    algorithms: tuple[str, ...]
+    audience: tuple[str, ...] = ()
+    issuer: str = ""
+    leeway: float = 0.0
+
+    def verify(self, token: str, now: float) -> Mapping[str, Any]:
+        """The claims of a token that is valid now.
+
+        Raises:
+            NotValid: it is not.
+        """
+        try:
+            claims: Mapping[str, Any] = jwt.decode(
+                token,
+                self.key,
+                algorithms=self.algorithms,
+                audience=self.audience or None,
+                issuer=self.issuer or None,
+                options=_UNCHECKED,  # type: ignore[arg-type]
+            )
+        # A crafted token makes the libraries below raise more than they say (RecursionError for one); whatever it
+        # was, the token is not valid.
+        except Exception as error:
+            raise NotValid("the token is not valid") from error
+        for name in ("exp", "nbf"):
+            if name in claims and time_in(claims, name) is None:
+                raise NotValid("the token is not valid")
+        expires, begins = time_in(claims, "exp"), time_in(claims, "nbf")
+        if expires is not None and expires + self.leeway <= now:
+            raise NotValid("the token has expired")
+        if begins is not None and begins - self.leeway > now:
+            raise NotValid("the token is not valid yet")
+        return claims
+
+
+def user_in(claims: Mapping[str, Any]) -> str | None:
+    """`sub`, where it can stand for a user."""
+    user = claims.get("sub")
+    return user if isinstance(user, str) and 0 < len(user) <= MAX_USER else None
+
+
+def prepared_key(text: str, algorithms: Sequence[str]) -> Any:
+    """A key, parsed once.
+
+    Raises:
+        ValueError: it does not fit an algorithm, or is too weak for it.
+    """
+    key: Any = None
+    for name in algorithms:
+        algorithm = jwt.get_algorithm_by_name(name)
+        try:
+            key = algorithm.prepare_key(text)
+        except (jwt.InvalidKeyError, ValueError, TypeError) as error:
+            raise ValueError(f"the key does not fit {name}: {error}") from None
+        if weakness := algorithm.check_key_length(key):
+            raise ValueError(f"the key is too weak for {name}: {weakness}")
+    return key
