@@ -129,9 +129,7 @@ class Verifier:
                 issuer=self.issuer or None,
                 options=_UNCHECKED,  # type: ignore[arg-type]
             )
-        # A crafted token makes the libraries below raise more than they say (RecursionError for one); whatever it
-        # was, the token is not valid.
-        except Exception as error:
+        except jwt.PyJWTError as error:
             raise NotValid("the token is not valid") from error
         for name in ("exp", "nbf"):
             if name in claims and time_in(claims, name) is None:
