@@ -67,7 +67,8 @@ async def send(protocol: Any, request: Request, response: Response, *, keep_aliv
     if status == 101 or status in NO_BODY or request.method == "HEAD":
         if status not in (101, 204):
             length = response.length
-            if length is None and type(body) is bytes and status != 304:
+            # A HEAD's answer that tells no length (the GET's is chunked) does not tell 0.
+            if length is None and type(body) is bytes and body and status != 304:
                 length = len(body)
             if length is not None:
                 framing = b"Content-Length: %d\r\n" % length

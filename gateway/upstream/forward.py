@@ -1,0 +1,357 @@
+"""The last handler of each chain: request out, answer in.
+
+    request ─▶ head ─▶ connection ─▶ answer's head ─▶ whole small body, or a stream of pieces, or a tunnel
+                          ▲
+              body ───────┘ in a task of its own: an upstream may answer before it has heard all
+
+rules
+1. Nothing is held whole but small bodies (`SMALL_BODY`) that are there already, or come at once.
+2. A request is tried again once, and only if a kept connection was closed under it before a byte of an answer,
+   the method is idempotent (RFC 9110, section 9.2.2) and it has no body.
+3. What went wrong is told to the log; the client learns 502 or 504.
+4. A connection is released after a whole answer to a wholly sent request; in any other case it is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from http import HTTPStatus
+from typing import Any, Final
+
+from aiohttp import ClientConnectionError, ClientError, ClientPayloadError, hdrs
+from aiohttp.client_exceptions import ClientConnectorError
+from aiohttp.connector import Connection as Lease
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.streams import StreamReader
+from yarl import URL
+
+from gateway import config
+from gateway.plugin import problem
+from gateway.request import BodyBroken, Request, RequestBody
+from gateway.response import Response
+from gateway.upstream.fields import forwarding_lines, request_head, response_head
+from gateway.upstream.pool import READ_AHEAD, Pool, UpstreamBroken, UpstreamConnection, connection_of, release
+from gateway.upstream.tunnel import Tunnel
+
+__all__ = ["Upstream", "forwarding_lines"]
+
+logger = logging.getLogger("gateway.upstream")
+
+# Bytes: a body this long is worth waiting for, since bytes are cheaper to pass on than a stream...
+SMALL_BODY: Final = READ_AHEAD
+# ...for so many seconds: long enough for the second packet of an answer, too short to be felt.
+PROMPT_SECONDS: Final = 0.02
+# 1xx answers before the real one; more are an upstream gone wild.
+MAX_INTERIM: Final = 16
+# Seconds between two lines in the log about one upstream's failures.
+LOG_PAUSE_SECONDS: Final = 1.0
+
+IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
+NO_BODY: Final = frozenset({204, 304})
+H2C: Final = "h2c"
+
+
+class Upstream:
+    """An API that answers for real; the last `Handler` of the chains of its routes.
+
+    Args:
+        name: of its `[upstreams.NAME]` table.
+        table: that table.
+        via: this gateway's name in `Via`.
+    """
+
+    def __init__(self, name: str, table: config.Upstream, *, via: str = "gateway") -> None:
+        url = URL(table.url)
+        authority = url.host_port_subcomponent or ""
+        self.name = name
+        self.requests = 0
+        self.failures = 0
+        """Requests without a usable answer, time-outs among them, and answers that broke off."""
+        self.timeouts = 0
+        self._table = table
+        self._via = via
+        self._via_line = f"Via: 1.1 {via}\r\n".encode()
+        self._prefix = url.raw_path.rstrip("/")
+        self._own_host = f"Host: {authority}\r\n".encode()
+        fixed = {"keep": "", "upstream": authority}.get(table.host, table.host)
+        self._fixed_host = f"Host: {fixed}\r\n".encode() if fixed else None
+        self._loop = asyncio.get_running_loop()
+        self._pool = Pool(table)
+        self._logged = -LOG_PAUSE_SECONDS
+        self._unlogged = 0
+
+    def __repr__(self) -> str:
+        return f"<Upstream {self.name} {self._table.url}, {self.connections} connections>"
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open now, idle ones and tunnels too."""
+        return self._pool.open
+
+    async def start(self) -> None:
+        """Nothing is opened before the first request."""
+
+    async def stop(self) -> None:
+        """Close all connections."""
+        await self._pool.close()
+
+    async def __call__(self, request: Request) -> Response:
+        """The upstream's answer, or 502 or 504.
+
+        Raises:
+            BodyTooLarge, BodyTimeout, BodyBroken: the client's body, before an answer.
+        """
+        self.requests += 1
+        started = time.monotonic()  # the loop's clock has whole milliseconds
+        try:
+            return await self._forward(request)
+        except TimeoutError as error:
+            self.timeouts += 1
+            self.failed(error)
+            return _problem(504, "The server behind this gateway did not answer in time.")
+        except (ClientError, HttpProcessingError, OSError, UpstreamBroken) as error:
+            self.failed(error)
+            return _problem(502, "The server behind this gateway did not give a usable answer.")
+        finally:
+            request.upstream_seconds = time.monotonic() - started
+
+    def failed(self, error: BaseException) -> None:
+        """Count a failure, and log it unless one was logged within the last second."""
+        self.failures += 1
+        now = self._loop.time()
+        if now - self._logged < LOG_PAUSE_SECONDS:
+            self._unlogged += 1
+            return
+        more = f" (and {self._unlogged} failures since the last line)" if self._unlogged else ""
+        self._logged, self._unlogged = now, 0
+        logger.warning("upstream %s: %s%s", self.name, _reason(error), more)
+
+    async def _forward(self, request: Request) -> Response:
+        upgrade = _upgrade(request)
+        head = request_head(
+            request,
+            prefix=self._prefix if request.path[:1] == "/" else "",
+            host=self._fixed_host,
+            default_host=self._own_host,
+            via=self._via,
+            upgrade=upgrade,
+        )
+        lease = await self._pool.acquire(single_use=upgrade is not None)
+        connection = connection_of(lease)
+        kept = connection.asked > 0
+        try:
+            return await self._exchange(lease, request, head, upgrade)
+        except ClientConnectionError as error:
+            if (
+                not kept
+                or connection.heard
+                or request.body is not None
+                or request.method not in IDEMPOTENT
+                or isinstance(error, TimeoutError)
+            ):
+                raise
+        lease = await self._pool.acquire(single_use=True)
+        return await self._exchange(lease, request, head, upgrade)
+
+    async def _exchange(self, lease: Lease, request: Request, head: bytes, upgrade: bytes | None) -> Response:
+        """One request and its answer on a connection, which is given back, closed, or handed to the answer's body."""
+        connection = connection_of(lease)
+        sender = None
+        try:
+            connection.begin(without_body=request.method == "HEAD", max_header=self._table.max_header)
+            if request.body is None:
+                assert connection.transport is not None
+                connection.transport.write(head)
+                connection.start_timeout()
+            else:
+                sending = send(connection, head, request.body, self._table.read_timeout)
+                sender = self._loop.create_task(sending)
+            message, payload = await connection.read()
+            interim = 0
+            while message.code < 200 and (message.code != 101 or upgrade is None):
+                interim += 1
+                if message.code < 100 or message.code == 101 or interim > MAX_INTERIM:
+                    raise UpstreamBroken(f"status {message.code}, which was not asked for")
+                if sender is None or sender.done():
+                    connection.start_timeout()
+                message, payload = await connection.read()
+            return await self._answer(lease, request, message, payload, sender)
+        except BaseException:
+            lease.close()
+            if sender is not None:
+                await _stopped(sender)
+            raise
+
+    async def _answer(
+        self, lease: Lease, request: Request, message: Any, payload: StreamReader, sender: asyncio.Task[None] | None
+    ) -> Response:
+        status = message.code
+        try:
+            head, names = response_head(message.raw_headers, message.headers, status, self._via_line)
+        except ValueError as error:
+            raise UpstreamBroken(str(error)) from error
+        reason = message.reason if message.reason.isprintable() else None
+        if status == 101:
+            if not connection_of(lease).upgraded:
+                raise UpstreamBroken("status 101 without the protocol it changes to")
+            return Response.prebuilt(101, head, names, Tunnel(lease), reason=reason)
+        declared = message.headers.get(hdrs.CONTENT_LENGTH)
+        length = int(declared) if declared is not None else None
+        if hdrs.TRANSFER_ENCODING in message.headers and (
+            not message.chunked or message.headers[hdrs.TRANSFER_ENCODING].strip().lower() != "chunked"
+        ):
+            raise UpstreamBroken("a transfer coding that was not asked for")
+        if not (payload.is_eof() or (length is not None and length <= SMALL_BODY and await _arrives(payload))):
+            body = AnswerBody(self, lease, payload, sender)
+            return Response.prebuilt(status, head, names, body, length=length, reason=reason)
+        whole = payload.read_nowait()
+        if sender is None:
+            release(lease)
+        else:
+            await finish(lease, sender)
+        if request.method != "HEAD" and status not in NO_BODY:
+            length = len(whole)
+        return Response.prebuilt(status, head, names, whole, length=length, reason=reason)
+
+
+class AnswerBody:
+    """An answer's body, piece by piece as the upstream sends it.
+
+    The request's body goes on being sent meanwhile, if the upstream has answered before it was complete.
+    """
+
+    __slots__ = ("_lease", "_payload", "_sender", "_upstream")
+
+    def __init__(
+        self, upstream: Upstream, lease: Lease, payload: StreamReader, sender: asyncio.Task[None] | None
+    ) -> None:
+        self._upstream = upstream
+        self._lease: Lease | None = lease
+        self._payload = payload
+        self._sender = sender
+
+    def __aiter__(self) -> AnswerBody:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """What has come since the last piece; waits only if that is nothing.
+
+        Raises:
+            UpstreamBroken: the body ended early, stopped for `read_timeout`, or was framed wrongly.
+        """
+        lease = self._lease
+        if lease is None:
+            raise StopAsyncIteration
+        try:
+            piece = await self._payload.readany()
+        except Exception as error:
+            await self.aclose()
+            if isinstance(error, TimeoutError):
+                self._upstream.timeouts += 1
+            self._upstream.failed(error)
+            raise UpstreamBroken(_reason(error)) from error
+        if self._payload.at_eof():
+            # At once, not when the reader comes back for more: another request may be waiting for the connection.
+            self._lease = None
+            await finish(lease, self._sender)
+        if not piece:
+            raise StopAsyncIteration
+        return piece
+
+    async def aclose(self) -> None:
+        """Nobody wants the rest: the connection is closed unless all of it was read."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.close()
+            if self._sender is not None:
+                await _stopped(self._sender)
+
+
+async def send(connection: UpstreamConnection, head: bytes, body: RequestBody, timeout: float) -> None:
+    """Send a request with a body. Failures are told to whoever waits for the answer.
+
+    Args:
+        timeout: seconds the upstream may refuse to take a piece.
+    """
+    try:
+        transport = connection.transport
+        assert transport is not None
+        transport.write(head)
+        sent = 0
+        async for piece in body:
+            if not piece:
+                continue  # an empty chunk would be the last one
+            if transport.is_closing():
+                return  # the reader of the answer has been told
+            sent += len(piece)
+            transport.write(piece if body.length is not None else b"%x\r\n%b\r\n" % (len(piece), piece))
+            if connection.writing_paused:
+                try:
+                    async with asyncio.timeout(timeout):
+                        await connection._drain_helper()
+                except TimeoutError:
+                    raise TimeoutError(f"it took nothing of the request's body for {timeout:g} s") from None
+        if body.length is None:
+            transport.write(b"0\r\n\r\n")
+        elif sent != body.length:
+            raise BodyBroken(f"{sent} bytes instead of {body.length}")
+        connection.start_timeout()
+    except Exception as error:
+        connection.set_exception(error)
+
+
+async def finish(lease: Lease, sender: asyncio.Task[None] | None) -> None:
+    """After a whole answer: the connection is kept if the request was wholly sent too."""
+    if sender is None or sender.done():
+        release(lease)
+    else:
+        lease.close()
+        await _stopped(sender)
+
+
+async def _stopped(sender: asyncio.Task[None]) -> None:
+    # Waited for: the server may read the client's body itself next, and two cannot.
+    sender.cancel()
+    await asyncio.wait([sender])
+
+
+async def _arrives(payload: StreamReader) -> bool:
+    """Whether the rest of a small body comes at once.
+
+    Raises:
+        aiohttp.ClientError: it will not come at all.
+    """
+    if (error := payload.exception()) is not None:
+        raise error
+    try:
+        async with asyncio.timeout(PROMPT_SECONDS):
+            await payload.wait_eof()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _upgrade(request: Request) -> bytes | None:
+    """The `Upgrade` field to send. h2c would carry requests past every plugin: such a request stays HTTP/1.1."""
+    if request.upgrade is None or request.body is not None or H2C in request.upgrade:
+        return None
+    return ", ".join(request.headers.getall(hdrs.UPGRADE)).encode("utf-8", "surrogateescape")
+
+
+def _problem(status: int, detail: str) -> Response:
+    return problem(status, HTTPStatus(status).phrase, detail)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, for the log: without any byte that the upstream sent, which may be secret."""
+    if isinstance(error, UpstreamBroken | ClientConnectorError):
+        return str(error)
+    if isinstance(error, HttpProcessingError):
+        return f"its answer is not valid HTTP ({type(error.__cause__ or error).__name__})"
+    if isinstance(error, ClientPayloadError):
+        return "its answer broke off"
+    if isinstance(error, TimeoutError):
+        return str(error) or "no connection within connect_timeout"
+    return f"{type(error).__name__}: the connection was closed before an answer"
