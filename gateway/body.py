@@ -31,6 +31,8 @@ class ClientBody:
         self, payload: StreamReader, length: int | None, protocol: Any | None, limit: int, timeout: float
     ) -> None:
         self.length = length
+        self.stopped = False
+        """The client stopped sending, or what it sent cannot be read on."""
         self._payload = payload
         self._protocol = protocol
         self._limit = limit
@@ -52,8 +54,10 @@ class ClientBody:
                 async with asyncio.timeout(self._timeout):
                     piece = await payload.readany()
             except TimeoutError:
+                self.stopped = True
                 raise BodyTimeout(f"the body stopped for {self._timeout:g} s") from None
             except Exception as error:
+                self.stopped = True
                 raise BodyBroken(str(error)) from error
             if not piece:
                 if payload.is_eof():

@@ -38,6 +38,9 @@ from gateway.wire import send
 logger = logging.getLogger("gateway.server")
 
 MAX_KNOWN_HOSTS: Final = 1024
+# A client that is still sending a body nobody wants gets this long to read why (nginx lingers 5 s).
+LINGER_SECONDS: Final = 2.0
+VERSIONS: Final = ((1, 1), (1, 0))
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE: Final = re.compile(r"https?://([^/?#]+)(.*)", re.IGNORECASE | re.DOTALL)
 H2C: Final = "h2c"
@@ -85,6 +88,7 @@ class Server(web.Server):
             max_field_size=table.max_header,
             max_headers=table.max_headers,
             auto_decompress=False,
+            lingering_time=LINGER_SECONDS,
         )
         self.table = table
         self.routes = routes
@@ -135,6 +139,8 @@ class Server(web.Server):
         request.changes = {}
         request.state = {}
         request._redis = self.redis
+        if message.version not in VERSIONS:
+            raise BadRequest("the protocol version is neither HTTP/1.0 nor HTTP/1.1")
         target = message.path
         request.path = request.query = request.host = ""
         if target[:1] != "/":
@@ -255,7 +261,10 @@ class Server(web.Server):
                 problem(413, "Content too large", f"The body is longer than {self.table.max_body} bytes.")
             )
             return Done(False)
-        return Done(await self.answer(connection, request, not message.should_close))
+        keep_alive = await self.answer(connection, request, not message.should_close)
+        if isinstance(request.body, ClientBody) and request.body.stopped:
+            connection.force_close()  # nothing more will come that would be worth lingering for
+        return Done(keep_alive)
 
     def _complete(self, request: Request, connection: Connection, message: Any, payload: StreamReader) -> None:
         """What the short way never has: a body, or a change of protocol."""
@@ -285,7 +294,7 @@ class Server(web.Server):
         self.draining = True
         for connection in self.connections:
             if isinstance(connection, Connection) and connection.idle:
-                connection.close()
+                connection.force_close()
         self._quiet.clear()
         if self.in_flight:
             try:
@@ -397,6 +406,8 @@ class Connection(RequestHandler):
             return
         self._request_count += len(messages)
         self._messages.extend(messages)
+        if len(self._messages) >= self._max_msg_queue_size and not self._buffer_paused:
+            self._pause_reading_for_buffer()
         self._upgraded = upgraded
         if upgraded and tail:
             self._message_tail = tail
