@@ -235,7 +235,7 @@ class _Read:
         elif self._parse is not None:
             try:
                 value = self._parse(reply)
-            except (ValueError, KeyError, IndexError, TypeError) as error:
+            except (ValueError, TypeError, LookupError, ArithmeticError) as error:
                 redis.complain(key, f"something unreadable ({error})")
                 value = None
         redis.mirror.put(key, value, weight(reply))
