@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from multidict import CIMultiDictProxy
 
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from gateway.plugin import Plugin
     from gateway.routes import Route
     from gateway.store import Redis
+
+# Behind the name of a field in `Request.changes`: a line beside the client's, not instead of them.
+ADDED: Final = b" "
 
 
 class BodyTooLarge(Exception):
@@ -109,6 +112,7 @@ class Request:
     upstream_seconds: float | None
     answers: dict[Plugin, Any]
     changes: dict[bytes, bytes | None]
+    """What the upstream gets instead of the client's fields: whole lines, None for nothing, by lower-cased name."""
     state: dict[str, Any]
     depth: int
     """How far down the chain the request has come (`gateway.chain`)."""
@@ -142,26 +146,28 @@ class Request:
         """
         from gateway.response import header_line
 
-        self.changes[name.lower().replace("_", "-").encode()] = header_line(name, value)
+        self._change(name, header_line(name, value))
 
     def add_header(self, name: str, value: str) -> None:
-        """Send this field to the upstream beside those that the client sent under the name.
+        """Send this field to the upstream beside any that are sent under the name.
 
         Raises:
             ValueError: a control character in name or value.
         """
         from gateway.response import header_line
 
-        key = name.lower().replace("_", "-").encode()
-        if key in self.changes:
-            lines = self.changes[key] or b""
-        else:
-            lines = b"".join([header_line(name, sent) for sent in self.headers.getall(name, ())])
-        self.changes[key] = lines + header_line(name, value)
+        # No field is called so: those that the client sent stay.
+        key = name.lower().replace("_", "-").encode() + ADDED
+        self.changes[key] = (self.changes.get(key) or b"") + header_line(name, value)
 
     def remove_header(self, name: str) -> None:
-        """Do not pass on the client's field of this name (nor its spelling with `_` for `-`)."""
-        self.changes[name.lower().replace("_", "-").encode()] = None
+        """Send no field of this name to the upstream (nor the client's spelling with `_` for `-`)."""
+        self._change(name, None)
+
+    def _change(self, name: str, line: bytes | None) -> None:
+        key = name.lower().replace("_", "-").encode()
+        self.changes[key] = line
+        self.changes.pop(key + ADDED, None)
 
     def cookie(self, name: str) -> str | None:
         """The value of the first cookie of this name (RFC 6265, section 5.4), or None."""

@@ -1,0 +1,50 @@
+-- Token buckets: each holds at most `capacity`, gains N per period, and gives one per request, all or none of them.
+--
+-- KEYS[i]      limit i's bucket: "LEVEL TIME", the level at a time; absent, the bucket is full
+-- ARGV[3i-2]   N of limit i
+-- ARGV[3i-1]   its period in microseconds
+-- ARGV[3i]     its capacity
+-- returns      1 (allowed and counted) or 0 (refused, nothing counted);
+--              the tightest limit: its i, how many more requests it allows, microseconds until it allows one more;
+--              then, if refused, the i of each limit that refuses
+--
+-- Times are microseconds of Redis's own clock. A token is worth `period` units of level and a microsecond N of them,
+-- so that everything is a whole number below 2^53 and no rounding gives anything away.
+
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+
+local levels, refusing = {}, {}
+for i, key in ipairs(KEYS) do
+  local rate, period, capacity = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
+  local level = capacity * period
+  local state = redis.pcall('GET', key)
+  local stored, since = string.match(type(state) == 'string' and state or '', '^(%d+) (%d+)$')
+  since = tonumber(since)
+  -- What cannot be read, or is further ahead than a period, is garbage: SET replaces it.
+  if since and since <= now + period then
+    level = math.min(level, tonumber(stored) + math.max(0, now - since) * rate)
+  end
+  levels[i] = level
+  if level < period then
+    refusing[#refusing + 1] = i
+  end
+end
+
+local allowed = #refusing == 0
+local tightest, remaining, wait
+for i, key in ipairs(KEYS) do
+  local rate, period, capacity = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
+  if allowed then
+    levels[i] = levels[i] - period
+    -- Until it is full again, when it need not be there; a second more, as Redis may reckon from an earlier time.
+    local ttl = math.ceil((capacity * period - levels[i]) / rate / 1000) + 1000
+    redis.call('SET', key, string.format('%.0f %.0f', levels[i], now), 'PX', string.format('%.0f', ttl))
+  end
+  local left = math.floor(levels[i] / period)
+  local grows = math.ceil((period - levels[i] % period) / rate)
+  if not tightest or left < remaining or (left == remaining and grows > wait) then
+    tightest, remaining, wait = i, left, grows
+  end
+end
+return { allowed and 1 or 0, tightest, remaining, wait, unpack(refusing) }
