@@ -246,6 +246,12 @@ def test_a_clock_set_back_locks_nobody_out(client: redis.Redis, algorithm: str) 
 
 
 @pytest.mark.parametrize("algorithm", MODELS)
+def test_a_clock_set_back_takes_nothing_away(client: redis.Redis, algorithm: str) -> None:
+    script = InRedis(client, algorithm, [Limit("", 2, 60 * SECOND, 2)])
+    assert [script.take(START)[0], script.take(START - SECOND)[0], script.take(START)[0]] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("algorithm", MODELS)
 def test_the_scripts_read_the_clock_of_redis(client: redis.Redis, algorithm: str) -> None:
     chosen = [Limit("", 3, 60 * SECOND, 3)]
     key = f"{{{next(numbers)}}}:clock"
