@@ -251,7 +251,8 @@ class Link:
         self.connects += 1
         self.up = True
         self.why_down = ""
-        logger.info("redis: link %s is up (%s)", self.name, self.server_version)
+        level = logging.INFO if self.connects > 1 else logging.DEBUG
+        logger.log(level, "redis: link %s is up (%s)", self.name, self.server_version)
         self._on_state(True)
 
     async def _handshake(self, where: dict[str, Any]) -> None:
