@@ -32,7 +32,7 @@ from gateway.response import (
 from gateway.store import Answer, Known, Redis, RedisDown, RedisError, Script
 
 if TYPE_CHECKING:
-    from gateway.worker import Worker
+    from gateway.worker import Worker as Worker
 
 __all__ = [
     "FAILED",
