@@ -261,13 +261,8 @@ def describe(console: Console, config: Config, plugins: dict[str, Plugin]) -> No
     for title in ("route", "matches", "chain"):
         table.add_column(title, overflow="fold")
     for route in config.routes:
-        table.add_row(route.name or "-", _matches(route), " → ".join([*_chain(route, plugins), route.upstream]))
+        table.add_row(route.name or "-", str(route.match), " → ".join([*_chain(route, plugins), route.upstream]))
     console.print(table)
-
-
-def _matches(route: RouteTable) -> str:
-    match = route.match
-    return " ".join([*([",".join(match.methods)] if match.methods else []), f"{match.host or ''}{match.path}"])
 
 
 def _chain(route: RouteTable, plugins: dict[str, Plugin]) -> list[str]:

@@ -73,7 +73,7 @@ class Worker:
         table = self.config.routes[index]
         chain = [self.plugins[name] for name in table.plugins if name in self.plugins]
         handler = Chain(chain, self.upstreams[table.upstream], self.redis)
-        return Route(table.name or table.match.path, table, handler)
+        return Route(table.label, table, handler)
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Start everything, then accept connections on these listening sockets.

@@ -121,14 +121,22 @@ class Match(Table):
     )
     methods: Methods = Field((), description="Methods; none: all.")
 
+    def __str__(self) -> str:
+        return " ".join([*([",".join(self.methods)] if self.methods else []), f"{self.host or ''}{self.path}"])
+
 
 class RouteTable(Table):
     """Which requests go through which plugins to which upstream."""
 
-    name: str = Field("", description="For logs, metrics and per-route limits; empty: the path.")
+    name: str = Field("", description="For logs, metrics and per-route limits; empty: what it matches.")
     match: Match = Match()
     upstream: str = Field("default", description="The name of an [upstreams.NAME] table.")
     plugins: tuple[str, ...] = Field((), description="Names of [plugins.NAME] tables, in their order.")
+
+    @property
+    def label(self) -> str:
+        """Its name, or what it matches: `GET,HEAD api.example/users/*`."""
+        return self.name or str(self.match)
 
 
 class Config(Table):

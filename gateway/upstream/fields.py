@@ -36,6 +36,8 @@ HOP_BY_HOP: Final = frozenset(
 )
 # The body is framed anew on each side; 100 Continue is the server's answer to give.
 FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"connection"})
+# A plugin's changes to these are left out: the first has its own rule, framing is the gateway's business.
+NOT_CHANGED: Final = FRAMING | {b"host"}
 NOT_SENT: Final = HOP_BY_HOP | FRAMING | {b"expect"}
 FORWARDING: Final = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"via"})
 END_TO_END: Final = frozenset(
@@ -163,7 +165,7 @@ def request_head(
     if changes:
         if not FORWARDING.isdisjoint(changes):
             forwarding = _without(forwarding, changes)
-        lines += [line for lower, line in changes.items() if line and lower != b"host" and lower not in FRAMING]
+        lines += [line for lower, line in changes.items() if line and lower.rstrip() not in NOT_CHANGED]
     lines += (forwarding, b"\r\n")
     return b"".join(lines)
 

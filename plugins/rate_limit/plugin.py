@@ -25,7 +25,7 @@ from plugins.rate_limit.local import Algorithm, LocalLimits
 from plugins.rate_limit.who import MAX_KNOWN, encoded, parse_by, who_by
 
 if TYPE_CHECKING:
-    from gateway.worker import Worker
+    from gateway.plugin import Worker
 
 SCRIPTS: Final[dict[Algorithm, Script]] = {
     "sliding_window": Script.beside(__file__, "sliding_window.lua"),

@@ -41,7 +41,7 @@ from plugins.session.sessions import (
 )
 
 if TYPE_CHECKING:
-    from gateway.worker import Worker
+    from gateway.plugin import Worker
 
 logger = logging.getLogger("gateway.session")
 

@@ -35,7 +35,7 @@ from plugins.token_blacklist.tokens import (
 )
 
 if TYPE_CHECKING:
-    from gateway.worker import Worker
+    from gateway.plugin import Worker
 
 MAX_KNOWN_TOKENS: Final = 10_000
 MAX_LEEWAY: Final = 3600.0
