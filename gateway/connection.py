@@ -97,6 +97,8 @@ class Connection(RequestHandler):
             or waiter.done()
         ):
             super().data_received(data)
+            if self._messages and type(error := self._messages[-1][0]) is _ErrInfo:
+                self._fail_body(error.exc)
             return
         assert self._parser is not None
         try:
@@ -133,6 +135,19 @@ class Connection(RequestHandler):
         if upgraded and tail:
             self._message_tail = tail
         waiter.set_result(None)
+
+    def _fail_body(self, error: BaseException | None) -> None:
+        """Tell the reader of a body in progress that its framing is broken: aiohttp's parser leaves it waiting."""
+        request = self._current_request
+        if request is not None and error is not None and not request._payload.is_eof():
+            request._payload.set_exception(error)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """A tunnel's client that has said all may still listen; any other one is gone."""
+        if self._payload_parser is None:
+            return False
+        self._payload_parser.feed_eof()
+        return True
 
     async def _short_way(self, message: Any) -> None:
         server = self._server

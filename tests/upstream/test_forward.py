@@ -283,6 +283,7 @@ async def test_a_client_that_breaks_its_body_off_gets_no_answer_and_the_upstream
     [
         ({"max_body": 10}, b"8\r\n12345678\r\n8\r\n12345678\r\n0\r\n\r\n", b"413"),
         ({"body_timeout": 0.05}, b"8\r\n12345678\r\n", b"408"),
+        ({}, b"8\r\n12345678\r\nnonsense\r\n", b"400"),
     ],
 )
 async def test_a_bad_body_is_the_clients_fault_and_closes_the_upstreams_connection(front: Front, server, body, status):

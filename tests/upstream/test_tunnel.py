@@ -134,6 +134,22 @@ async def test_an_upstream_that_has_said_all_still_listens(front: Front):
         await heard.wait()
 
 
+async def test_a_client_that_has_said_all_still_listens(front: Front):
+    async def talk(peer: Conversation):
+        await peer.head()
+        await peer.send(SWITCH)
+        assert await peer.reader.read(-1) == b"question"
+        await peer.send(b"answer")
+
+    gateway, _ = await front(talk)
+    async with raw_client(gateway.port) as (reader, writer), asyncio.timeout(5):
+        writer.write(ASK)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"question")
+        writer.write_eof()
+        assert await reader.read(-1) == b"answer"
+
+
 async def test_an_upstream_that_refuses_the_upgrade_is_heard(front: Front):
     gateway, _ = await front(answering(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno"))
     async with raw_client(gateway.port) as (reader, writer), asyncio.timeout(5):
