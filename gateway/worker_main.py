@@ -7,6 +7,7 @@ for longer than its requests in flight take.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -28,6 +29,8 @@ from gateway.worker import Worker
 
 logger = logging.getLogger("gateway.worker")
 
+# Requests leave few cycles behind: the default of 700 allocations would look for them every seventh request.
+GC_THRESHOLDS = (20_000, 20, 20)
 PING_SECONDS = 0.5
 
 
@@ -56,6 +59,10 @@ async def work(fd: int) -> int:
         return 1
     watch_redis(observer.metrics, worker.redis)
     observer.metrics.gauge("gateway_requests_in_flight", "Requests being answered.", lambda: worker.server.in_flight)
+    # What is here now stays: the collector need not walk it again. A full walk of it costs every request in flight 20 ms.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     channel.send({"ready": True})
     listening = loop.create_task(listen(channel, worker, observer, end))
     await end.wait()
