@@ -69,6 +69,7 @@ class Request:
         "scheme",
         "started",
         "state",
+        "target",
         "token",
         "trips",
         "upgrade",
@@ -82,6 +83,8 @@ class Request:
     """The path, starting with `/`, without the query."""
     query: str
     """What stands behind the first `?`, without it; empty if nothing does."""
+    target: str
+    """Path and query as they are sent to the upstream: also the `?` of an empty query."""
     headers: CIMultiDictProxy[str]
     raw_headers: tuple[tuple[bytes, bytes], ...]
     version: tuple[int, int]
@@ -121,11 +124,6 @@ class Request:
 
     def __repr__(self) -> str:
         return f"<Request {self.method} {self.path} from {self.client}>"
-
-    @property
-    def target(self) -> str:
-        """Path and query, as they are sent to the upstream."""
-        return f"{self.path}?{self.query}" if self.query else self.path
 
     @property
     def redis(self) -> Redis:

@@ -141,6 +141,7 @@ class Server(web.Server):
             request.host = self._host(headers.get("Host"), message.version)
         if "#" in target:
             raise BadRequest("the request target has a fragment")
+        request.target = target
         request.path, _, request.query = target.partition("?")
         if connection.trusted:
             request.state["trusted"] = True

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
@@ -436,7 +435,14 @@ async def test_the_authority_of_an_absolute_target_replaces_host(
     assert upstream.requests[0].headers["Host"] == "Real.example"
 
 
-Exchange = Callable[..., Awaitable[bytes]]
+@pytest.mark.parametrize("target", ["/a?", "/a??", "/a?b?c", "/?", "/%7e/%2F//..;x", "/a?%", "//a"])
+async def test_the_target_arrives_byte_for_byte(
+    gateway: StartGateway, upstream: UpstreamServer, target: str, short_way: bool
+) -> None:
+    node = await gateway(short_way=short_way)
+    head = f"GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    assert status_of(await raw_exchange(node.port, head.encode())) == 200
+    assert upstream.requests[0].target == target
 
 
 async def test_garbage_never_gets_more_than_an_error(gateway: StartGateway, upstream: UpstreamServer) -> None:

@@ -134,6 +134,7 @@ def bare_request(method: str = "GET", path: str = "/", headers: tuple[tuple[byte
     """A request as the server makes it, without a server."""
     request = Request.__new__(Request)
     request.method, request.version, request.scheme = method, (1, 1), "http"
+    request.target = path
     request.path, _, request.query = path.partition("?")
     request.raw_headers = headers
     pairs = [(name.decode(), value.decode("utf-8", "surrogateescape")) for name, value in headers]
