@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shlex
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, TextIO
 
 import typer
+import uvloop
 from rich.console import Console
 from rich.table import Table
 
@@ -182,7 +182,7 @@ def serve(path: Path | None, chosen: Overrides, api: socket.socket | None = None
         async with demo.serve(api, lambda: redis_url(config), config.redis.prefix):
             return await supervisor.run()
 
-    raise typer.Exit(asyncio.run(run_all()))
+    raise typer.Exit(uvloop.run(run_all()))
 
 
 def redis_url(config: Config) -> str | None:

@@ -10,13 +10,16 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from gateway.cli import main
+from gateway.console import settings
 from gateway.loader import built_in_names
 from tests.harness import UpstreamServer
 
@@ -30,7 +33,7 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT)} | more
 
 
-def gateway(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def in_a_process(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "gateway", *arguments],
         cwd=folder,
@@ -39,6 +42,37 @@ def gateway(folder: Path, *arguments: str, **variables: str) -> subprocess.Compl
         text=True,
         timeout=30,
     )
+
+
+@dataclass
+class Done:
+    """What a command has come to."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Runs a command in this process, in a folder of its own: for those that end by themselves."""
+    for name in set(os.environ) - set(environment()):
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, **variables: str) -> Done:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        out, error = capsys.readouterr()
+        return Done(int(caught.value.code or 0), out, error)
+
+    yield run
+    settings.config = settings.redis = None
 
 
 class Running:
@@ -71,7 +105,7 @@ async def running(folder: Path, *arguments: str, **variables: str) -> AsyncItera
             banner = ""
             while "Ctrl-C" not in banner:
                 line = await process.stderr.readline()
-                assert line, banner
+                assert line, f"it ended with {await process.wait()}: {banner}"
                 banner += line.decode()
         reading = asyncio.create_task(process.stderr.read())
         yield Running(process, banner)
@@ -85,7 +119,7 @@ async def running(folder: Path, *arguments: str, **variables: str) -> AsyncItera
 # -- check ---------------------------------------------------------------------------------------
 
 
-def test_check_shows_routes_and_chains(tmp_path: Path) -> None:
+def test_check_shows_routes_and_chains(gateway: Command, tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(
         """
         [redis]
@@ -105,7 +139,7 @@ def test_check_shows_routes_and_chains(tmp_path: Path) -> None:
         plugins = ["request_id", "headers"]
         """
     )
-    done = gateway(tmp_path, "check")
+    done = gateway("check")
     assert (done.returncode, done.stderr) == (0, "")
     assert "config.toml: no problems" in done.stdout
     assert "http://api.internal (default)" in done.stdout
@@ -115,7 +149,7 @@ def test_check_shows_routes_and_chains(tmp_path: Path) -> None:
     assert "no route uses plugins.unused" in done.stdout
 
 
-def test_check_tells_all_mistakes_and_no_secret(tmp_path: Path) -> None:
+def test_check_tells_all_mistakes_and_no_secret(gateway: Command, tmp_path: Path) -> None:
     path = tmp_path / "other.toml"
     path.write_text(
         """
@@ -133,7 +167,7 @@ def test_check_tells_all_mistakes_and_no_secret(tmp_path: Path) -> None:
         plugins = ["rate_limt"]
         """
     )
-    done = gateway(tmp_path, "check", "--config", "other.toml")
+    done = gateway("check", "--config", "other.toml")
     assert done.returncode == 2
     assert done.stdout == ""
     for key in (
@@ -150,33 +184,33 @@ def test_check_tells_all_mistakes_and_no_secret(tmp_path: Path) -> None:
 
 
 def test_check_of_the_shipped_configuration() -> None:
-    done = gateway(ROOT, "check")
+    done = in_a_process(ROOT, "check")
     assert (done.returncode, done.stderr) == (0, "")
     assert "note:" not in done.stdout
 
 
-def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:
-    done = gateway(tmp_path, "run", "--config", "none.toml")
+def test_a_configuration_that_is_not_there(gateway: Command) -> None:
+    done = gateway("run", "--config", "none.toml")
     assert done.returncode == 2
     assert "none.toml" in done.stderr
     assert "there is no such file" in done.stderr
 
 
-def test_without_anything_it_says_what_is_needed(tmp_path: Path) -> None:
-    done = gateway(tmp_path, "run")
+def test_without_anything_it_says_what_is_needed(gateway: Command) -> None:
+    done = gateway("run")
     assert done.returncode == 2
     assert "--upstream URL" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [("run", "--workers", "many"), ("rum",), ("run", "--lisen", "x")])
-def test_a_wrong_command_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    done = gateway(tmp_path, *arguments)
+def test_a_wrong_command_line(gateway: Command, arguments: tuple[str, ...]) -> None:
+    done = gateway(*arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
 
-def test_a_wrong_option_is_told_like_a_wrong_key(tmp_path: Path) -> None:
-    done = gateway(tmp_path, "run", "--upstream", "localhost:3000", "--listen", "8080")
+def test_a_wrong_option_is_told_like_a_wrong_key(gateway: Command) -> None:
+    done = gateway("run", "--upstream", "localhost:3000", "--listen", "8080")
     assert done.returncode == 2
     assert "upstreams.default.url: expected a URL" in done.stderr
     assert "server.listen: expected HOST:PORT" in done.stderr
@@ -185,8 +219,8 @@ def test_a_wrong_option_is_told_like_a_wrong_key(tmp_path: Path) -> None:
 # -- schema --------------------------------------------------------------------------------------
 
 
-def test_the_schema_knows_the_core_and_every_plugin(tmp_path: Path) -> None:
-    done = gateway(tmp_path, "schema")
+def test_the_schema_knows_the_core_and_every_plugin(gateway: Command) -> None:
+    done = gateway("schema")
     assert done.returncode == 0
     schema = json.loads(done.stdout)
     assert schema["additionalProperties"] is False
@@ -206,17 +240,17 @@ def test_the_schema_knows_the_core_and_every_plugin(tmp_path: Path) -> None:
 # -- the plugins' own commands -------------------------------------------------------------------
 
 
-def test_the_plugins_commands_use_the_redis_that_is_named(tmp_path: Path, redis_url: str) -> None:
-    done = gateway(tmp_path, "--redis", redis_url, "token", "revoke", "--ttl", "1h", "opaque-token")
+def test_the_plugins_commands_use_the_redis_that_is_named(gateway: Command, redis_url: str) -> None:
+    done = gateway("--redis", redis_url, "token", "revoke", "--ttl", "1h", "opaque-token")
     assert (done.returncode, done.stderr) == (0, "")
     assert "Revoked" in done.stdout
-    done = gateway(tmp_path, "token", "status", "opaque-token", GATEWAY_REDIS_URL=redis_url)
+    done = gateway("token", "status", "opaque-token", GATEWAY_REDIS_URL=redis_url)
     assert done.returncode == 0
     assert "revoked" in done.stdout.lower()
 
 
-def test_help_lists_the_commands_of_core_and_plugins(tmp_path: Path) -> None:
-    done = gateway(tmp_path, "--help")
+def test_help_lists_the_commands_of_core_and_plugins(gateway: Command) -> None:
+    done = gateway("--help")
     assert done.returncode == 0
     for command in ("run", "check", "schema", "demo", "session", "token"):
         assert re.search(rf"^\W*{command}\s", done.stdout, re.MULTILINE), command
@@ -268,7 +302,7 @@ def test_a_busy_port_is_one_message_and_no_traceback(tmp_path: Path, redis_url: 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         arguments = ("run", "--upstream", "http://127.0.0.1:1", "--redis", redis_url, "--admin", "127.0.0.1:0")
-        done = gateway(tmp_path, *arguments, "--listen", address)
+        done = in_a_process(tmp_path, *arguments, "--listen", address)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "in use" in done.stderr
@@ -277,7 +311,7 @@ def test_a_busy_port_is_one_message_and_no_traceback(tmp_path: Path, redis_url: 
 
 def test_an_embedded_server_that_cannot_be_had_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file where a directory should be")
-    done = gateway(
+    done = in_a_process(
         tmp_path, "run", "--upstream", "http://127.0.0.1:1", *ANYWHERE, GATEWAY_STATE_DIR=str(tmp_path / "state")
     )
     assert done.returncode == 1

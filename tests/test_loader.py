@@ -219,14 +219,21 @@ def test_a_plugin_may_be_a_package_and_import_its_neighbours(tmp_path: Path) -> 
     assert issubclass(find("mine.deep:Own", tmp_path), Plugin)
 
 
-# -- the README's plugin -------------------------------------------------------------------------
+# -- the README -------------------------------------------------------------------------
 
 
-def readme_blocks(language: str) -> list[str]:
-    """The code of the README's section on plugins."""
+def readme_blocks(language: str, heading: str = "## A plugin of your own") -> list[str]:
+    """The code in one section of the README."""
     text = (Path(__file__).parents[1] / "README.md").read_text()
-    section = text.split("## A plugin of your own", 1)[1].split("\n## ", 1)[0]
+    section = text.split(heading, 1)[1].split("\n## ", 1)[0]
     return [block.split("```", 1)[0] for block in section.split(f"```{language}\n")[1:]]
+
+
+def test_the_readmes_configuration_is_right(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(readme_blocks("toml", "## Setting it up")[0])
+    config, plugins = load_all(tmp_path / "config.toml", environment={})
+    assert [route.match.path for route in config.routes] == ["/public/*", "/*"]
+    assert set(plugins) == {"rate_limit", "session", "cache"}
 
 
 async def test_the_readmes_plugin_works_as_it_stands(
