@@ -1,0 +1,20 @@
+"""A shared HTTP cache (RFC 9111) for each identity, over all nodes: `[plugins.cache]` and `gateway cache ...`.
+
+policy.py     what may be stored and used, as pure functions
+facts.py      what of a request matters
+keys.py       names of keys: no two different requests share one
+entry.py      what is stored, as bytes
+store.py      entries, locks and generations in Redis, read through the mirror
+lookup.py     from a request to what is stored for it
+fetch.py      from the upstream into the store
+stampede.py   one fetch at a time, in the worker and in the fleet
+hot.py        keys that are read too often for one server
+purge.py      purging by generations
+answers.py    stored answers for the wire; X-Cache and Cache-Status
+plugin.py     the flow of a request
+"""
+
+from plugins.cache.commands import commands
+from plugins.cache.plugin import Cache
+
+__all__ = ["Cache", "commands"]

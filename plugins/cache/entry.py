@@ -1,0 +1,261 @@
+"""What is stored, as bytes: a fixed header, then what it names the lengths of.
+
+    "GC" version kind crc32 | fixed fields | names, tags, ... | head | body
+
+A record that is truncated, changed or of another version raises ValueError: it counts as absent.
+"""
+
+from __future__ import annotations
+
+import zlib
+from struct import Struct
+from struct import error as StructError  # noqa: N812
+from typing import Any, Final
+
+from multidict import CIMultiDict
+
+from plugins.cache.policy import Plan
+
+MAGIC: Final = b"GC"
+VERSION: Final = 1
+ENTRY: Final = 1
+INDEX: Final = 2
+UNCACHEABLE: Final = 3
+
+_FRAME: Final = Struct(">2sBBI")
+# status, strict, born, expires, stale_until, error_until, generations,
+# lengths of reason, prior, names, vary, tags and head
+_ENTRY: Final = Struct(">H?dddd16sHHIHII")
+_TIME: Final = Struct(">d")
+NO_REASON: Final = 0xFFFF
+SEPARATOR: Final = "\n"
+
+# A tag that is not in the entry cannot be purged: an answer with more is not stored.
+MAX_TAGS: Final = 64
+MAX_TEXT: Final = 0xFFFE
+
+GENERATIONS_BYTES: Final = 16
+
+
+class Entry:
+    """A stored answer.
+
+    Args:
+        status: its status code.
+        plan: how long it is fresh, and what it varies on.
+        head: its header lines as they are sent, without `Age`, `X-Cache` and `Cache-Status`.
+        names: the lower-cased names in `head`.
+        body: its whole body.
+        generations: the fingerprint of the generations it was made under (see `store.fingerprint`).
+        tags: what it can be purged by.
+        reason: its reason phrase, if it had one.
+        prior: the members of its `Cache-Status`, from caches before this one.
+    """
+
+    __slots__ = (
+        "body",
+        "generations",
+        "head",
+        "names",
+        "plan",
+        "prior",
+        "proven",
+        "reason",
+        "shown",
+        "shown_at",
+        "status",
+        "tags",
+    )
+
+    def __init__(
+        self,
+        status: int,
+        plan: Plan,
+        head: bytes,
+        names: tuple[bytes, ...],
+        body: bytes,
+        *,
+        generations: bytes = bytes(GENERATIONS_BYTES),
+        tags: tuple[str, ...] = (),
+        reason: str | None = None,
+        prior: str = "",
+    ) -> None:
+        self.status = status
+        self.plan = plan
+        self.head = head
+        self.names = names
+        self.body = body
+        self.generations = generations
+        self.tags = tags
+        self.reason = reason
+        self.prior = prior
+        # Of this worker's copy: at which state of the mirror its generations were found unchanged, and what its
+        # answers' last lines are in the second `shown_at`.
+        self.proven = -1
+        self.shown_at = -1
+        self.shown = b""
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.status}, {len(self.body)} bytes, until {self.plan.expires:.0f}>"
+
+    def fields(self) -> CIMultiDict[str]:
+        """Its header fields."""
+        return fields_of(self.head)
+
+
+class Index:
+    """The names of the request fields that the variants of an answer are told apart by.
+
+    Args:
+        names: lower-cased, sorted.
+        made: seconds since 1970.
+    """
+
+    __slots__ = ("made", "names")
+
+    def __init__(self, names: tuple[str, ...], made: float) -> None:
+        self.names = names
+        self.made = made
+
+    def __repr__(self) -> str:
+        return f"<Index {', '.join(self.names)}>"
+
+
+class Uncacheable:
+    """The answer here could not be stored: until then requests do not wait for each other."""
+
+    __slots__ = ("until",)
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+
+    def __repr__(self) -> str:
+        return f"<Uncacheable until {self.until:.0f}>"
+
+
+Stored = Entry | Index | Uncacheable
+
+
+def encode(stored: Stored) -> bytes:
+    """As bytes.
+
+    Raises:
+        ValueError: a text in it is too long for the format.
+    """
+    if isinstance(stored, Uncacheable):
+        return _framed(UNCACHEABLE, _TIME.pack(stored.until))
+    if isinstance(stored, Index):
+        return _framed(INDEX, _TIME.pack(stored.made) + SEPARATOR.join(stored.names).encode())
+    plan = stored.plan
+    reason = b"" if stored.reason is None else stored.reason.encode("utf-8", "surrogateescape")
+    prior = stored.prior.encode("utf-8", "surrogateescape")
+    names = b"\n".join(stored.names)
+    vary = SEPARATOR.join(plan.vary).encode("utf-8", "surrogateescape")
+    tags = SEPARATOR.join(stored.tags).encode("utf-8", "surrogateescape")
+    if max(len(reason), len(prior), len(vary)) > MAX_TEXT:
+        raise ValueError(f"a text of more than {MAX_TEXT} bytes")
+    fixed = _ENTRY.pack(
+        stored.status,
+        plan.strict,
+        plan.born,
+        plan.expires,
+        plan.stale_until,
+        plan.error_until,
+        stored.generations,
+        NO_REASON if stored.reason is None else len(reason),
+        len(prior),
+        len(names),
+        len(vary),
+        len(tags),
+        len(stored.head),
+    )
+    return _framed(ENTRY, b"".join((fixed, reason, prior, names, vary, tags, stored.head, stored.body)))
+
+
+def decode(data: Any) -> Stored | None:
+    """What `encode` made bytes of; None for None, which is an absent key.
+
+    Raises:
+        ValueError: the bytes are something else, of another version, or damaged.
+    """
+    if data is None:
+        return None
+    try:
+        magic, version, kind, checksum = _FRAME.unpack_from(data)
+        if magic != MAGIC:
+            raise ValueError("not a cache entry")
+        if version != VERSION:
+            raise ValueError(f"an entry of version {version}, not {VERSION}")
+        payload = memoryview(data)[_FRAME.size :]
+        if _checksum(kind, payload) != checksum:
+            raise ValueError("a damaged entry")
+        if kind == ENTRY:
+            return _entry(data, payload)
+        (time,) = _TIME.unpack_from(payload)
+        if kind == UNCACHEABLE:
+            return Uncacheable(time)
+        if kind == INDEX:
+            return Index(_texts(bytes(payload[_TIME.size :])), time)
+    except (StructError, TypeError) as error:
+        raise ValueError(f"not a cache entry ({error})") from error
+    raise ValueError(f"an unknown kind of entry: {kind}")
+
+
+def _entry(data: bytes, payload: memoryview) -> Entry:
+    (
+        status,
+        strict,
+        born,
+        expires,
+        stale_until,
+        error_until,
+        generations,
+        reason_size,
+        prior_size,
+        names_size,
+        vary_size,
+        tags_size,
+        head_size,
+    ) = _ENTRY.unpack_from(payload)
+    start = _FRAME.size + _ENTRY.size
+    pieces = []
+    for size in (
+        0 if reason_size == NO_REASON else reason_size,
+        prior_size,
+        names_size,
+        vary_size,
+        tags_size,
+        head_size,
+    ):
+        pieces.append(data[start : start + size])
+        start += size
+    reason, prior, names, vary, tags, head = pieces
+    return Entry(
+        status,
+        Plan(born, expires, stale_until, error_until, strict, _texts(vary)),
+        head,
+        tuple(names.split(b"\n")) if names else (),
+        data[start:],
+        generations=generations,
+        tags=_texts(tags),
+        reason=None if reason_size == NO_REASON else reason.decode("utf-8", "surrogateescape"),
+        prior=prior.decode("utf-8", "surrogateescape") if prior else "",
+    )
+
+
+def _texts(data: bytes) -> tuple[str, ...]:
+    return tuple(data.decode("utf-8", "surrogateescape").split(SEPARATOR)) if data else ()
+
+
+def _framed(kind: int, payload: bytes) -> bytes:
+    return _FRAME.pack(MAGIC, VERSION, kind, _checksum(kind, payload)) + payload
+
+
+def _checksum(kind: int, payload: bytes | memoryview) -> int:
+    return zlib.crc32(payload, kind)
+
+
+def fields_of(head: bytes) -> CIMultiDict[str]:
+    """Header lines as fields."""
+    lines = head.decode("utf-8", "surrogateescape").split("\r\n")
+    return CIMultiDict([(name, value) for name, _, value in (line.partition(": ") for line in lines if line)])

@@ -1,0 +1,190 @@
+"""What of a request's header matters to the cache. Fields it does not know cost one look-up each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from gateway.plugin import Request
+from plugins.cache.policy import NO_DIRECTIVES, Directives, parse_directives
+
+MAX_KNOWN_NAMES: Final = 1024
+
+NOTHING: Final = 0
+CACHE_CONTROL: Final = 1
+PRAGMA: Final = 2
+CONDITION: Final = 3
+PART: Final = 4
+CREDENTIAL: Final = 5
+STEERING: Final = 6
+FORWARDED: Final = 7
+AUTHORIZATION: Final = 8
+
+_KINDS: Final = {
+    b"cache-control": CACHE_CONTROL,
+    b"pragma": PRAGMA,
+    b"if-none-match": CONDITION,
+    b"if-modified-since": CONDITION,
+    b"authorization": AUTHORIZATION,
+    b"range": PART,
+    b"if-range": PART,
+    b"if-match": PART,
+    b"if-unmodified-since": PART,
+    # Some frameworks take these for the request's target or method: whoever sends them gets an entry of his own.
+    b"x-original-url": STEERING,
+    b"x-rewrite-url": STEERING,
+    b"x-http-method": STEERING,
+    b"x-http-method-override": STEERING,
+    b"x-method-override": STEERING,
+    b"x-host": STEERING,
+}
+CONDITIONS: Final = ("If-None-Match", "If-Modified-Since")
+# The gateway writes these itself, from what it knows of the client.
+WRITTEN_BY_GATEWAY: Final = frozenset({"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"})
+# Lists in which white space means nothing, and case neither.
+LISTS: Final = frozenset({"accept", "accept-charset", "accept-encoding", "accept-language"})
+
+
+class Facts:
+    """What the header says. The class itself is bounded by the request's header."""
+
+    __slots__ = ("asked", "authorized", "conditions", "cookies", "credentials", "partial", "steering")
+
+    def __init__(self) -> None:
+        self.asked: Directives = NO_DIRECTIVES
+        """The request's own `Cache-Control`."""
+        self.authorized = False
+        """There is an `Authorization` field."""
+        self.conditions: Mapping[str, str] = {}
+        """`if-none-match` and `if-modified-since`, lower-cased, as far as they are there."""
+        self.cookies: tuple[str, ...] = ()
+        """`Cookie`, if it counts as a credential: names and values in turn, as in the two below."""
+        self.credentials: tuple[str, ...] = ()
+        """The other credentials."""
+        self.steering: tuple[str, ...] = ()
+        """Fields that some upstreams take for the target or method."""
+        self.partial = False
+        """A part is asked for, or a condition stands that only the upstream can judge."""
+
+    def who(self, identity: str | None) -> tuple[str, ...]:
+        """Whom the answer is for: what tells apart requests that must never share one.
+
+        An identity alone would not do: a request can carry somebody's session in a cookie that was foisted on it,
+        and somebody else's `Authorization` that the upstream goes by. Other cookies do not split an identity.
+        """
+        if identity is not None:
+            return ("identity", identity, *self.credentials)
+        if self.credentials or self.cookies:
+            return ("credentials", *self.credentials, *self.cookies)
+        return ()
+
+
+NO_FACTS: Final = Facts()
+
+
+class FactsReader:
+    """Reads the facts of requests.
+
+    Args:
+        credentials: the fields that carry credentials, beside `Authorization`.
+    """
+
+    def __init__(self, credentials: Iterable[str]) -> None:
+        self._kinds = {name.lower().replace("_", "-").encode(): CREDENTIAL for name in credentials} | _KINDS
+        self._known: dict[bytes, int] = {}
+
+    def read(self, request: Request) -> Facts:
+        """The facts of one request."""
+        known = self._known
+        found: list[tuple[int, bytes, bytes]] | None = None
+        for name, value in request.raw_headers:
+            kind = known.get(name)
+            if kind is None:
+                kind = self._learn(name)
+            if kind:
+                if found is None:
+                    found = []
+                found.append((kind, name, value))
+        return NO_FACTS if found is None else _facts(found, "trusted" in request.state)
+
+    def _learn(self, name: bytes) -> int:
+        # Some upstreams read `_` as `-`.
+        lower = name.lower().replace(b"_", b"-")
+        kind = self._kinds.get(lower, NOTHING)
+        if kind == NOTHING and lower.startswith(b"x-forwarded-") and lower != b"x-forwarded-for":
+            kind = FORWARDED
+        if len(self._known) < MAX_KNOWN_NAMES:
+            self._known[name] = kind
+        return kind
+
+
+def _facts(found: Sequence[tuple[int, bytes, bytes]], trusted: bool) -> Facts:
+    facts = Facts()
+    control: list[str] = []
+    pragma = ""
+    conditions: dict[str, str] = {}
+    for kind, raw, value in found:
+        text = value.decode("utf-8", "surrogateescape")
+        name = raw.lower().replace(b"_", b"-").decode("utf-8", "surrogateescape")
+        if kind == CACHE_CONTROL:
+            control.append(text)
+        elif kind == PRAGMA:
+            pragma = text
+        elif kind == CONDITION:
+            conditions[name] = f"{conditions[name]},{text}" if name in conditions else text
+        elif kind == PART:
+            facts.partial = True
+        elif kind in (AUTHORIZATION, CREDENTIAL):
+            if name == "cookie":
+                facts.cookies += (name, text)
+            else:
+                facts.credentials += (name, text)
+                facts.authorized = facts.authorized or kind == AUTHORIZATION
+        elif kind == STEERING or trusted:
+            # Of the others, `X-Forwarded-*` is only passed on for a trusted proxy.
+            facts.steering += (name, text)
+    facts.conditions = conditions
+    if control:
+        facts.asked = parse_directives(",".join(control))
+    elif pragma.strip().lower() == "no-cache":
+        facts.asked = parse_directives("no-cache")  # RFC 9111, section 5.4
+    return facts
+
+
+def selecting(request: Request, names: Sequence[str], changes: Mapping[bytes, bytes | None]) -> list[str]:
+    """The values of the request fields that an answer varies on, each with their number before them.
+
+    Two requests give the same list only if the upstream sees the same in all these fields.
+
+    Args:
+        names: lower-cased.
+        changes: the request's changes as they were before the plugins behind the cache saw it.
+    """
+    found: dict[str, list[str]] = {name: [] for name in names}
+    named: set[str] = set()
+    for raw, value in request.raw_headers:
+        name = raw.lower().replace(b"_", b"-").decode("utf-8", "surrogateescape")
+        text = value.decode("utf-8", "surrogateescape")
+        if name in found and raw.replace(b"_", b"-").lower() not in changes:
+            found[name].append(_normalised(name, text))
+        if name == "connection":
+            named.update(part.strip().lower().replace("_", "-") for part in text.split(","))
+    result: list[str] = []
+    for name, values in found.items():
+        line = changes.get(name.encode("utf-8", "surrogateescape"))
+        if line is not None:
+            values.append(line.decode("utf-8", "surrogateescape"))
+        if name in named:
+            # The gateway does not pass it on, or does all the same: both differ from a request that names nothing.
+            values.append("named by Connection")
+        if name in WRITTEN_BY_GATEWAY:
+            values += (request.client, request.scheme, request.host, str(request.state.get("peer")))
+        result += (str(len(values)), *values)
+    return result
+
+
+def _normalised(name: str, value: str) -> str:
+    """The same text for what every upstream reads as the same (RFC 9111, section 4.1)."""
+    if name in LISTS:
+        return ",".join([part.strip() for part in value.lower().split(",")])
+    return value.strip()

@@ -1,0 +1,303 @@
+"""Fetching an answer: without what only the one client asked for, into memory up to a bound, and into Redis."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from email.utils import formatdate
+from typing import Any, Final
+
+from multidict import CIMultiDict
+
+from gateway.plugin import Handler, RedisError, Request, Response, header_line, problem
+from plugins.cache.answers import ADDED, members
+from plugins.cache.entry import MAX_TAGS, MAX_TEXT, Entry, Index, Stored, fields_of
+from plugins.cache.entry import Uncacheable as Mark
+from plugins.cache.facts import CONDITIONS
+from plugins.cache.keys import Place
+from plugins.cache.lookup import Lookup, Visit
+from plugins.cache.policy import FRESH, MAX_VARY, Plan, Rules, judge, plan, shared_error, tags_of
+from plugins.cache.stampede import AGAIN, ALONE, FETCHED, FOUND, STALE, Landing
+from plugins.cache.store import INDEX_SECONDS, fingerprint
+
+logger = logging.getLogger("gateway.cache")
+
+# Requests for what cannot be stored do not wait for each other for this long.
+UNCACHEABLE_SECONDS: Final = 10.0
+COMPLAINT_PAUSE_SECONDS: Final = 10.0
+# Never kept from the client until it ends: it does not.
+ENDLESS: Final = "text/event-stream"
+
+
+class Fetcher:
+    """What fetches of one plugin have in common.
+
+    Args:
+        rules: for answers that say nothing.
+        tags: the fields that carry tags.
+        max_body: bytes; a longer body is not stored.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self, lookup: Lookup, *, rules: Rules, tags: tuple[str, ...], max_body: int, clock: Callable[[], float]
+    ) -> None:
+        self.lookup = lookup
+        self.store = lookup.store
+        self.rules = rules
+        self.tags = tags
+        self.max_body = max_body
+        self.clock = clock
+        self._complained = -COMPLAINT_PAUSE_SECONDS
+
+    def complain(self, error: Exception) -> None:
+        """Say that answers cannot be stored, now and then."""
+        now = time.monotonic()
+        if now - self._complained >= COMPLAINT_PAUSE_SECONDS:
+            self._complained = now
+            logger.warning("cache: an answer could not be stored: %s", error)
+
+
+class Errand:
+    """The fetch of one answer; see `stampede.Work`.
+
+    Args:
+        visit: of the request that is sent; nobody else uses it meanwhile.
+    """
+
+    def __init__(self, fetcher: Fetcher, visit: Visit, request: Request, call_next: Handler) -> None:
+        self.place = visit.place
+        self._fetcher = fetcher
+        self._store = fetcher.store
+        self._visit = visit
+        self._request = request
+        self._call_next = call_next
+        self._changes = request.changes
+
+    async def look(self) -> Landing | None:
+        """Whether another worker has stored something that will do."""
+        return await self.landed(await self._store.read(self.place.entry))
+
+    async def landed(self, found: Stored | None) -> Landing | None:
+        """Whether this will do for all who wait here."""
+        if not await self._fetcher.lookup.usable(self._visit, found):
+            return None
+        if isinstance(found, Entry):
+            fresh = judge(found.plan, {}, self._fetcher.clock()) == FRESH
+            return Landing(FOUND, self.place, entry=found) if fresh else None
+        return Landing(AGAIN if isinstance(found, Index) else ALONE, self.place)
+
+    async def fetch(self, owner: str, since: int) -> Landing:
+        """Get the answer and store it if that is allowed; the lock is released either way."""
+        store, request, clock = self._store, self._request, self._fetcher.clock
+        # Before the fetch: what is purged while it lasts is not stored as if it was made afterwards.
+        generations = await store.generations(self._visit.address.generations)
+        self._changes = dict(request.changes)
+        for name in CONDITIONS:
+            # What is stored has to be whole; whether this client has it already is decided here.
+            request.remove_header(name)
+        sent = clock()
+        try:
+            response = await self._call_next(request)
+        except Exception:
+            if self._stale(clock()) is None:
+                raise
+            return await self._failed(owner, None, None)
+        received = clock()
+        fields = fields_of(response.head())
+        made = self._plan(response, fields, sent, received)
+        failed = response.status >= 500
+        body = None
+        if failed or isinstance(made, Plan):
+            try:
+                body = await whole(response, fields, self._fetcher.max_body)
+            except Exception as error:
+                # It breaks off here and not in the middle of what the client takes for the whole.
+                logger.warning("cache: an answer broke off while it was read: %s", error)
+                response = problem(502, "Bad Gateway", "The server behind this gateway did not give a usable answer.")
+                fields, made, failed = fields_of(response.head()), "broken", True
+                body = await whole(response, fields, self._fetcher.max_body)
+        if failed and isinstance(made, str):
+            vary = shared_error(fields, shared=not self._visit.who) if body is not None else None
+            entry = None
+            if vary is not None and body is not None:
+                over = Plan(received, received, received, received, True, vary)
+                entry = self._entry(response, fields, over, body, fingerprint(generations))
+            return await self._failed(owner, response, entry)
+        if isinstance(made, str) or body is None:
+            return await self._uncacheable(owner, response, made if isinstance(made, str) else "body")
+        tags = tags_of(fields, self._fetcher.tags)
+        tagged = await store.tag_generations(self._fetcher.lookup.keys.prefix, tags, since) if tags else []
+        if tagged is None:
+            store.release(self.place, owner)
+            return Landing(AGAIN, self.place, response=response, detail="detail=purged")
+        entry = self._entry(response, fields, made, body, fingerprint([*generations, *tagged]), tags)
+        return await self._write(owner, response, entry)
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _plan(self, response: Response, fields: CIMultiDict[str], sent: float, received: float) -> Plan | str:
+        request, visit, fetcher = self._request, self._visit, self._fetcher
+        tags = tags_of(fields, fetcher.tags)
+        if len(tags) > MAX_TAGS or sum(map(len, tags)) + len(tags) > MAX_TEXT:
+            return "tags"
+        made = plan(
+            response.status,
+            fields,
+            shared=not visit.who,
+            authorized=visit.facts.authorized or request.identity is not None,
+            rules=fetcher.rules,
+            sent=sent,
+            received=received,
+        )
+        if isinstance(made, Plan) and visit.index is not None:
+            # Once variants are told apart by a field, they stay so: another answer may have left it out of `Vary`.
+            names = tuple(sorted({*made.vary, *visit.index.names}))
+            return replace(made, vary=names) if len(names) <= MAX_VARY else "vary"
+        return made
+
+    def _entry(
+        self,
+        response: Response,
+        fields: CIMultiDict[str],
+        made: Plan,
+        body: bytes,
+        generations: bytes,
+        tags: tuple[str, ...] = (),
+    ) -> Entry:
+        lines = [line for line in response.head().split(b"\r\n") if line]
+        named = [(line.partition(b":")[0].lower(), line) for line in lines]
+        kept = [(name, line) for name, line in named if name not in ADDED]
+        head = b"".join([line + b"\r\n" for _, line in kept])
+        names = [name for name, _ in kept]
+        if "Date" not in fields:
+            # RFC 9110, section 6.6.1.
+            head += header_line("Date", formatdate(self._fetcher.clock(), usegmt=True))
+            names.append(b"date")
+        return Entry(
+            response.status,
+            made,
+            head,
+            (*names, *ADDED),
+            body,
+            generations=generations,
+            tags=tags,
+            reason=response.reason,
+            prior=members(fields),
+        )
+
+    def _stale(self, now: float) -> Entry | None:
+        stale = self._visit.stale
+        return stale if stale is not None and now < stale.plan.error_until else None
+
+    async def _failed(self, owner: str, response: Response | None, entry: Entry | None) -> Landing:
+        """An error: the stale answer instead, or the same error for all who wait, so that they do not all try."""
+        self._store.release(self.place, owner)
+        stale = self._stale(self._fetcher.clock())
+        if stale is not None:
+            if response is not None:
+                await close(response)
+            return Landing(STALE, self.place, entry=stale)
+        if entry is None:
+            return Landing(ALONE, self.place, response=response)
+        return Landing(FETCHED, self._place(entry.plan.vary), entry=entry, response=response, names=entry.plan.vary)
+
+    async def _uncacheable(self, owner: str, response: Response, why: str) -> Landing:
+        """Let the others go, also those that come in the next seconds."""
+        until = self._fetcher.clock() + UNCACHEABLE_SECONDS
+        try:
+            await self._store.write(self.place, owner, Mark(until), UNCACHEABLE_SECONDS)
+        except RedisError as error:
+            self._fetcher.complain(error)
+        return Landing(ALONE, self.place, response=response, detail=f"detail={why}")
+
+    async def _write(self, owner: str, response: Response, entry: Entry) -> Landing:
+        """Where the request finds it, and the index that leads there."""
+        store, visit, now = self._store, self._visit, self._fetcher.clock()
+        names = entry.plan.vary
+        place = self._place(names)
+        ttl = entry.plan.ends - now
+        detail = "stored"
+        try:
+            if place.digest == self.place.digest:
+                await store.write(place, owner, entry, ttl)
+                if visit.index is not None and now - visit.index.made > INDEX_SECONDS / 2:
+                    await store.put(visit.address.entry, Index(names, now), INDEX_SECONDS)
+            else:
+                await store.put(place.entry, entry, ttl)
+                index = Index(names, now)
+                if self.place.digest == visit.address.digest:
+                    await store.write(self.place, owner, index, INDEX_SECONDS)
+                else:
+                    await store.put(visit.address.entry, index, INDEX_SECONDS)
+                    store.release(self.place, owner)
+            for number in self._fetcher.lookup.hot.shards(place.digest):
+                store.copy(place.shard(number), entry, ttl)
+        except (RedisError, ValueError) as error:
+            self._fetcher.complain(error)
+            store.release(self.place, owner)
+            detail = "detail=redis"
+        response.body, response.length = entry.body, None
+        return Landing(FETCHED, place, entry=entry, response=response, names=names, detail=detail)
+
+    def _place(self, names: tuple[str, ...]) -> Place:
+        return self._fetcher.lookup.place_of(self._visit, self._request, names, self._changes)
+
+
+class Resumed:
+    """A body whose first pieces were read already."""
+
+    __slots__ = ("_pieces", "_rest")
+
+    def __init__(self, pieces: list[bytes], rest: Any) -> None:
+        self._pieces = pieces[::-1]
+        self._rest = rest
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._pieces:
+            return self._pieces.pop()
+        piece: bytes = await self._rest.__anext__()
+        return piece
+
+    async def aclose(self) -> None:
+        self._pieces.clear()
+        await self._rest.aclose()
+
+
+async def whole(response: Response, fields: CIMultiDict[str], limit: int) -> bytes | None:
+    """An answer's body in one piece; None if it is longer than `limit` bytes or has no end, and stays a stream.
+
+    Raises:
+        Exception: the body broke off.
+    """
+    body: Any = response.body
+    if isinstance(body, bytes):
+        return body if len(body) <= limit else None
+    if (response.length or 0) > limit or fields.get("Content-Type", "").lower().startswith(ENDLESS):
+        return None
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async for piece in body:
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                response.body = Resumed(pieces, body)
+                return None
+    except BaseException:
+        await body.aclose()
+        raise
+    await body.aclose()
+    response.body, response.length = b"".join(pieces), None
+    return response.body
+
+
+async def close(response: Response) -> None:
+    """An answer that nobody will send."""
+    if not isinstance(response.body, bytes):
+        await response.body.aclose()

@@ -1,0 +1,146 @@
+"""Names of keys. Two requests that may get different answers never share one.
+
+    {prefix}:cache:{H}       what is stored: an answer, an index of `Vary`, or a mark that it cannot be stored
+    {prefix}:cache:{H#i}     the same once more, for a key that is read very often
+    {prefix}:lock:{H}        who fetches it
+    {prefix}:gen:...         generations: see `purge`
+    {prefix}:hot             see `hot`
+
+`H` is a hash of a list of texts, each with its length before it, so that no two lists give the same bytes; the first
+one tells what the list is about. The braces around it are a part of the name: an answer and its lock lie in one slot
+of a cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Final
+
+# 160 bits: to find two requests with one key takes 2**80 tries.
+DIGEST_BYTES: Final = 20
+MAX_KNOWN: Final = 4096
+
+
+def digest(*parts: str) -> str:
+    """A hash of a list of texts."""
+    text = "".join([f"{len(part)}:{part}" for part in parts])
+    # `surrogatepass` has bytes for every text, also one that a JSON document or a client made up.
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).hexdigest()
+
+
+class Place:
+    """Where one answer lies."""
+
+    __slots__ = ("_prefix", "digest", "entry", "lock")
+
+    def __init__(self, prefix: str, name: str) -> None:
+        self.digest = name
+        self.entry = f"{prefix}:cache:{{{name}}}".encode()
+        self.lock = f"{prefix}:lock:{{{name}}}".encode()
+        self._prefix = prefix
+
+    def __repr__(self) -> str:
+        return f"<Place {self.digest[:8]}>"
+
+    def shard(self, number: int) -> bytes:
+        """The key of a copy, in another slot; number 0 is the entry itself."""
+        return self.entry if number == 0 else f"{self._prefix}:cache:{{{self.digest}#{number}}}".encode()
+
+
+class Address(Place):
+    """Where the answer to a request lies, or the index of its variants.
+
+    Args:
+        generations: the keys whose change makes everything here void.
+    """
+
+    __slots__ = ("generations",)
+
+    def __init__(self, prefix: str, name: str, generations: tuple[bytes, ...]) -> None:
+        super().__init__(prefix, name)
+        self.generations = generations
+
+    def variant(self, names: Iterable[str], values: Iterable[str]) -> Place:
+        """The place of the variant for a request whose fields `names` are `values` (see `facts.selecting`)."""
+        listed = list(names)
+        return Place(self._prefix, digest("variant", self.digest, str(len(listed)), *listed, *values))
+
+
+class Keys:
+    """The keys of one cache plugin.
+
+    Args:
+        prefix: of `[redis]`.
+        name: the plugin's: two caches in one chain do not share entries.
+    """
+
+    def __init__(self, prefix: str, name: str) -> None:
+        self.prefix = prefix
+        self.name = name
+        self.address = lru_cache(MAX_KNOWN)(self._address)
+        self.hot = f"{prefix}:hot".encode()
+
+    def _address(
+        self,
+        route: str,
+        scheme: str,
+        host: str,
+        path: str,
+        query: str,
+        identity: str | None,
+        who: tuple[str, ...],
+        steering: tuple[str, ...],
+    ) -> Address:
+        """The address of a request's answer.
+
+        Args:
+            identity: whom a plugin found the request to speak for, so that a purge by user finds it.
+            who: whom the answer is for; see `facts.Facts.who`.
+            steering: fields that some upstreams take for the method or target.
+        """
+        target = f"{path}?{query}" if query else path
+        names = [everything(self.prefix), of_route(self.prefix, route), of_url(self.prefix, host, target)]
+        if identity is not None:
+            names.append(of_user(self.prefix, identity))
+        name = digest(
+            "answer", self.name, route, scheme, host, path, query, str(len(who)), *who, str(len(steering)), *steering
+        )
+        return Address(self.prefix, name, tuple(names))
+
+
+# -- generations -----------------------------------------------------------------------------------
+
+
+def everything(prefix: str) -> bytes:
+    """The generation of all that is stored."""
+    return f"{prefix}:gen:all".encode()
+
+
+def of_route(prefix: str, name: str) -> bytes:
+    """The generation of a route."""
+    return f"{prefix}:gen:route:{digest('route', name)}".encode()
+
+
+def of_url(prefix: str, host: str, target: str) -> bytes:
+    """The generation of a URL, for all users and variants and both schemes.
+
+    Args:
+        host: as clients send it in `Host`; the schemes' own ports may be left out.
+        target: path and query, byte for byte as clients send them.
+    """
+    name = host.lower()
+    for port in (":80", ":443"):
+        name = name.removesuffix(port)
+    return f"{prefix}:gen:url:{digest('url', name, target)}".encode()
+
+
+def of_user(prefix: str, identity: str) -> bytes:
+    """The generation of all answers for one identity."""
+    return f"{prefix}:gen:user:{digest('user', identity)}".encode()
+
+
+def of_tag(prefix: str, tag: str) -> bytes:
+    """The generation of all answers with a tag."""
+    return f"{prefix}:gen:tag:{digest('tag', tag)}".encode()

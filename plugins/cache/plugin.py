@@ -1,0 +1,280 @@
+"""Keeps answers of the upstream, and gives them to the requests they were made for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Final
+
+from pydantic import Field, StringConstraints
+
+from gateway.plugin import (
+    HIT,
+    MISS,
+    PASS,
+    STALE,
+    Answer,
+    Handler,
+    Known,
+    Plugin,
+    PluginConfig,
+    Redis,
+    RedisError,
+    Request,
+    Response,
+    Seconds,
+    Size,
+)
+from plugins.cache import policy, stampede
+from plugins.cache.answers import hit, mark, not_stored, served
+from plugins.cache.entry import Entry, Uncacheable
+from plugins.cache.facts import NO_FACTS
+from plugins.cache.fetch import Errand, Fetcher
+from plugins.cache.hot import RANK, HotKeys
+from plugins.cache.keys import Keys, everything, of_route, of_url
+from plugins.cache.lookup import SAFE, Lookup, Scope, Visit
+from plugins.cache.stampede import Flights
+from plugins.cache.store import SCRIPTS, Store
+
+if TYPE_CHECKING:
+    from gateway.plugin import Worker
+
+logger = logging.getLogger("gateway.cache")
+
+# A flight may end with "look again"; after so many times the request goes to the upstream.
+MAX_LOOKS: Final = 3
+REPORT_SECONDS: Final = 1.0
+RENEW_SECONDS: Final = 600.0
+
+FieldName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$", max_length=100)]
+
+
+class Cache(Plugin):
+    """Answers GET and HEAD from what is stored, as RFC 9111 allows; fetches what is missing once for the whole fleet.
+
+    An answer is kept for the identity that the request speaks for, which a plugin before this one has found out; if
+    none has, for those who send the same credentials; and for everybody where there are no credentials.
+    """
+
+    class Config(PluginConfig):
+        ttl: Seconds = Field(
+            0.0, le=policy.MAX_LIFE, description="How long to keep what the upstream does not date; 0: not at all."
+        )
+        ttl_by_status: dict[int, Annotated[Seconds, Field(le=policy.MAX_LIFE)]] = Field(
+            default_factory=dict, description="The same for single statuses, errors too: { 404 = 10 }."
+        )
+        scope: Scope = Field(
+            "auto",
+            description='"auto": one copy for each identity or set of credentials; "user": nothing for requests'
+            ' without; "shared": one copy for all.',
+        )
+        credentials: tuple[FieldName, ...] = Field(
+            ("Cookie", "X-Api-Key"),
+            description="Request fields that tell whose a request is, beside Authorization, if no plugin has.",
+        )
+        stale_while_revalidate: Seconds = Field(
+            0.0, le=policy.MAX_LIFE, description="How long a stale answer may be served while a fresh one is fetched."
+        )
+        stale_if_error: Seconds = Field(
+            0.0, le=policy.MAX_LIFE, description="How long a stale answer may be served in place of an error."
+        )
+        max_body: Size = Field(1 << 20, description="Longer answers are not stored.")
+        tags: tuple[FieldName, ...] = Field(
+            ("Cache-Tag", "Surrogate-Key"), description="Fields of the upstream's answers with tags to purge by."
+        )
+        lock_ttl: Seconds = Field(
+            5.0, ge=0.1, le=300, description="A worker that dies while it fetches holds others up for this long."
+        )
+        wait_timeout: Seconds = Field(
+            5.0, description="A request waits this long for another's fetch, then it goes to the upstream itself."
+        )
+        hot_threshold: int = Field(
+            1000, ge=1, description="Reads of Redis a second, of the whole fleet, from which on a key is spread."
+        )
+        shards: int = Field(4, ge=1, le=64, description="How many copies such a key is spread over; 1: none.")
+
+    on_redis_failure = "pass"
+    config: Config
+
+    def __init__(self, config: Config, name: str) -> None:
+        super().__init__(config, name)
+        self.clock: Callable[[], float] = time.time
+        self.report_seconds = REPORT_SECONDS
+        self._reporter: asyncio.Task[None] | None = None
+
+    async def start(self, worker: Worker) -> None:
+        config, redis = self.config, worker.redis
+        redis.register(*SCRIPTS, RANK)
+        keys = Keys(redis.prefix, self.name)
+        self._redis = redis
+        self._store = Store(redis, lock_ttl=config.lock_ttl)
+        self._hot = HotKeys(keys.hot, threshold=config.hot_threshold, shards=config.shards, clock=time.monotonic)
+        self._flights = Flights(self._store, lock_ttl=config.lock_ttl, wait_timeout=config.wait_timeout)
+        self._lookup = Lookup(
+            self._store, keys, self._hot, scope=config.scope, credentials=config.credentials, clock=self._now
+        )
+        self._fetcher = Fetcher(
+            self._lookup,
+            rules=policy.Rules(config.ttl, config.ttl_by_status, config.stale_while_revalidate, config.stale_if_error),
+            tags=config.tags,
+            max_body=config.max_body,
+            clock=self._now,
+        )
+        routes = [route.label for route in worker.config.routes if self.name in route.plugins]
+        self._lasting = [everything(redis.prefix), *[of_route(redis.prefix, route) for route in routes]]
+        self._reporter = asyncio.get_running_loop().create_task(self._report())
+
+    async def stop(self) -> None:
+        if self._reporter is not None:
+            self._reporter.cancel()
+            await asyncio.gather(self._reporter, return_exceptions=True)
+            await self._flights.stop()
+
+    # -- a request ---------------------------------------------------------------------------------
+
+    def ask(self, request: Request, redis: Redis) -> Answer | None:
+        if request.identity_pending:
+            return None
+        visit = request.state[self.name] = self._lookup.visit(request)
+        return None if visit.bypass is not None else self._lookup.ask(visit)
+
+    async def __call__(self, request: Request, call_next: Handler) -> Response:
+        visit: Visit | None = request.state.get(self.name)
+        if visit is None or not visit.still(request):
+            visit = self._lookup.visit(request)
+        elif type(visit.answer) is Known and visit.facts is NO_FACTS:
+            # Most requests end here: nothing special is asked for, and the mirror has it.
+            entry = visit.answer.value
+            now = self.clock()
+            if type(entry) is Entry and entry.proven == self._store.state and now < entry.plan.expires:
+                return hit(entry, now)
+        if visit.bypass is not None:
+            return await self._bypass(visit, request, call_next)
+        return await self._serve(visit, request, call_next)
+
+    async def _bypass(self, visit: Visit, request: Request, call_next: Handler) -> Response:
+        response = await call_next(request)
+        if request.upgrade is None:
+            assert visit.bypass is not None
+            mark(response, PASS, visit.bypass)
+        if request.method not in SAFE and response.status < 400:
+            # RFC 9111, section 4.4: whoever changed something sees the change.
+            try:
+                await self._store.purge(of_url(self._redis.prefix, request.host, request.target))
+            except RedisError as error:
+                logger.warning("%s: a changed URL could not be purged: %s", self.name, error)
+        return response
+
+    async def _serve(self, visit: Visit, request: Request, call_next: Handler) -> Response:
+        """From the store if that will do, else from the upstream."""
+        why = "fwd=uri-miss"
+        for _ in range(MAX_LOOKS):
+            found = await self._lookup.find(visit, request)
+            if isinstance(found, Uncacheable):
+                return await self._forward(request, call_next, f"{why}; detail=not-cacheable")
+            if found is not None:
+                now = self.clock()
+                verdict = policy.judge(found.plan, visit.facts.asked, now)
+                if verdict == policy.FRESH:
+                    if not visit.facts.conditions:
+                        return hit(found, now)
+                    return served(found, visit.facts, now, HIT, f"hit; ttl={found.plan.expires - now:.0f}")
+                if verdict == policy.STALE:
+                    self._refresh(visit, request, call_next)
+                    return served(found, visit.facts, now, STALE, f"hit; ttl={found.plan.expires - now:.0f}")
+                visit.stale = found
+                why = "fwd=request" if verdict == policy.RELOAD else "fwd=stale"
+            elif visit.index is not None:
+                why = "fwd=vary-miss"
+            if "only-if-cached" in visit.facts.asked:
+                return not_stored()
+            if request.method == "HEAD":
+                return await self._forward(request, call_next, why)
+            if "no-cache" in visit.facts.asked or why == "fwd=request":
+                return await self._reload(visit, request, call_next)
+            response = await self._fetch(visit, request, call_next, why)
+            if response is not None:
+                return response
+        return await self._forward(request, call_next, f"{why}; detail=moving")
+
+    async def _fetch(self, visit: Visit, request: Request, call_next: Handler, why: str) -> Response | None:
+        """From the upstream, together with all who want the same; None: look again."""
+        flight = self._flights.under_way(visit.place)
+        if flight is None:
+            flight = self._flights.start(Errand(self._fetcher, visit, request, call_next))
+            if flight is None:
+                return await self._forward(request, call_next, f"{why}; detail=overload")
+            landing = await flight.lead()
+            if landing.response is not None:
+                return self._first(landing, visit, why)
+        else:
+            waited = await flight.land(self.config.wait_timeout)
+            if waited is None:
+                return await self._forward(request, call_next, f"{why}; detail=wait-timeout")
+            landing = waited
+            if landing.entry is not None and not await self._fits(landing, visit, request):
+                return None
+        if landing.how == stampede.AGAIN:
+            return None
+        if landing.entry is None:
+            return await self._forward(request, call_next, why)
+        if landing.how == stampede.STALE:
+            return served(landing.entry, visit.facts, self.clock(), STALE, f"{why}; detail=stale-if-error")
+        return served(landing.entry, visit.facts, self.clock(), MISS, f"{why}; collapsed")
+
+    async def _fits(self, landing: stampede.Landing, visit: Visit, request: Request) -> bool:
+        """Whether what another request has fetched is an answer to this one, and was not purged meanwhile."""
+        entry = landing.entry
+        place = visit.place
+        if landing.place.digest != place.digest:
+            place = self._lookup.place_of(visit, request, landing.names, request.changes)
+        return landing.place.digest == place.digest and await self._lookup.usable(visit, entry)
+
+    async def _reload(self, visit: Visit, request: Request, call_next: Handler) -> Response:
+        """A newer answer than what is stored, for everybody, unless somebody fetches one right now."""
+        landing = await self._flights.now(Errand(self._fetcher, visit, request, call_next))
+        if landing is None:
+            return await self._forward(request, call_next, "fwd=request")
+        if landing.response is not None:
+            return self._first(landing, visit, "fwd=request")
+        assert landing.entry is not None
+        return served(landing.entry, visit.facts, self.clock(), STALE, "fwd=request; detail=stale-if-error")
+
+    def _first(self, landing: stampede.Landing, visit: Visit, why: str) -> Response:
+        """The answer of the one who has fetched it."""
+        response, entry = landing.response, landing.entry
+        assert response is not None
+        detail = f"{why}; fwd-status={response.status}{'; ' if landing.detail else ''}{landing.detail}"
+        if entry is not None and visit.facts.conditions and response.status == 200:
+            return served(entry, visit.facts, self.clock(), MISS, detail)
+        return mark(response, MISS, detail)
+
+    def _refresh(self, visit: Visit, request: Request, call_next: Handler) -> None:
+        """Fetch a fresh answer behind the client's back."""
+        if request.method == "GET" and self._flights.under_way(visit.place) is None:
+            self._flights.start(Errand(self._fetcher, visit, request, call_next), led=False)
+
+    @staticmethod
+    async def _forward(request: Request, call_next: Handler, detail: str) -> Response:
+        return mark(await call_next(request), MISS, detail)
+
+    # -- beside requests ---------------------------------------------------------------------------
+
+    def _now(self) -> float:
+        return self.clock()
+
+    async def _report(self) -> None:
+        """Take part in the ranking of hot keys; keep the generations that everything hangs on."""
+        renewed = 0.0
+        while True:
+            await asyncio.sleep(self.report_seconds)
+            try:
+                await self._hot.report(self._redis)
+                if time.monotonic() - renewed > RENEW_SECONDS:
+                    renewed = time.monotonic()
+                    for name in self._lasting:
+                        await self._store.renew(name)
+            except RedisError as error:
+                logger.debug("%s: %s", self.name, error)

@@ -1,0 +1,307 @@
+"""Entries, locks and generations in Redis, read through the mirror where there is one.
+
+Entries and locks travel on the bulk link, together: who is told that a lock is gone finds the entry. Generations are
+small and travel on the main one.
+
+generations
+An answer is void unless every generation it was made under (all, route, URL, user, each of its tags) is still there
+and unchanged. So a purge is one small write, and a generation that is lost (expired, evicted, flushed) takes the
+answers with it: it can never bring back one that was purged. Those of an answer are read before its fetch begins, so a
+purge meanwhile wins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from hashlib import blake2b
+from secrets import token_hex
+from types import TracebackType
+from typing import Any, Final
+
+from gateway.plugin import Answer, Known, Redis, RedisDown, RedisError, Script
+from plugins.cache.entry import GENERATIONS_BYTES, Entry, Stored, Uncacheable, decode, encode
+from plugins.cache.keys import Place, of_tag
+from plugins.cache.policy import MAX_LIFE
+
+ACQUIRE: Final = Script.beside(__file__, "acquire.lua")
+EXTEND: Final = Script.beside(__file__, "extend.lua")
+STORE: Final = Script.beside(__file__, "store.lua")
+GENERATION: Final = Script.beside(__file__, "generation.lua")
+SCRIPTS: Final = (ACQUIRE, EXTEND, STORE, GENERATION)
+
+GENERATION_SECONDS: Final = 2 * MAX_LIFE
+"""What is made in the first half of a generation's life can live its own whole life."""
+INDEX_SECONDS: Final = MAX_LIFE
+MAX_GENERATION_BYTES: Final = 64
+PURGED: Final = b"purged-"
+
+# Without a mirror nothing is pushed: generations are believed, and locks looked at again, for this long.
+BELIEVED_SECONDS: Final = 0.03
+MAX_BELIEVED: Final = 10_000
+
+
+class Grant:
+    """The reply to `Store.acquire`."""
+
+    __slots__ = ("found", "owned", "time")
+
+    def __init__(self, owned: bool, time: int, found: Stored | None) -> None:
+        self.owned = owned
+        self.time = time
+        """Microseconds, by Redis' clock."""
+        self.found = found
+
+
+class Store:
+    """What one worker's cache has in Redis.
+
+    Args:
+        redis: where it is.
+        lock_ttl: seconds after which the lock of a holder that died is void.
+    """
+
+    def __init__(self, redis: Redis, *, lock_ttl: float) -> None:
+        self._redis = redis
+        self._lock_ms = math.ceil(lock_ttl * 1000)
+        self._mirrored = redis.mirror.max_bytes > 0
+        self._purges = 0
+        self._believed: dict[bytes, tuple[bytes | None, float]] = {}
+
+    @property
+    def state(self) -> int:
+        """Changes whenever this worker hears of a change: until then, what was found valid still is."""
+        return self._redis.mirror.invalidations + self._purges
+
+    @property
+    def asked(self) -> int:
+        """Grows with each question that goes to Redis."""
+        return self._redis.asked
+
+    # -- entries -----------------------------------------------------------------------------------
+
+    def read(self, key: bytes) -> Answer:
+        """What is stored under a key: an answer, an index, a mark, or None."""
+        return self._redis.read("GET", key, parse=decode, bulk=True)
+
+    async def put(self, key: bytes, stored: Stored, ttl: float) -> None:
+        """Write without a lock, for `ttl` seconds.
+
+        Raises:
+            RedisError: it could not be written.
+        """
+        await self._redis.ask("SET", key, encode(stored), "PX", milliseconds(ttl), bulk=True)
+
+    def copy(self, key: bytes, stored: Stored, ttl: float) -> None:
+        """Write a copy whose loss does not matter, and do not wait."""
+        self._redis.tell("SET", key, encode(stored), "PX", milliseconds(ttl), bulk=True)
+
+    async def write(self, place: Place, owner: str, stored: Stored, ttl: float) -> None:
+        """Write what was fetched and release the lock, at once.
+
+        Raises:
+            RedisError: it could not be written.
+        """
+        answer = self._redis.run(
+            STORE, [place.lock, place.entry], [owner, encode(stored), milliseconds(ttl)], bulk=True
+        )
+        # A read after this is to go to Redis: what was read before is no longer so.
+        self._redis.mirror.drop(place.entry)
+        self._redis.mirror.drop(place.lock)
+        await answer
+
+    # -- locks -------------------------------------------------------------------------------------
+
+    async def acquire(self, place: Place, owner: str) -> Grant:
+        """Take the right to fetch, unless somebody has it.
+
+        Raises:
+            RedisError: Redis cannot tell.
+        """
+        owned, time, data = await self._redis.run(ACQUIRE, [place.lock, place.entry], [owner, self._lock_ms], bulk=True)
+        try:
+            found = decode(data)
+        except ValueError:
+            found = None  # said once by the read that found it
+        return Grant(bool(owned), int(time), found)
+
+    async def extend(self, place: Place, owner: str) -> bool:
+        """Keep the lock for another `lock_ttl`; whether it was still ours.
+
+        Raises:
+            RedisError: Redis cannot tell.
+        """
+        return bool(await self._redis.run(EXTEND, [place.lock], [owner, self._lock_ms], bulk=True))
+
+    def release(self, place: Place, owner: str) -> None:
+        """Give the lock back without having stored anything; nobody waits for the reply."""
+        self._redis.run(STORE, [place.lock, place.entry], [owner, "", 0], bulk=True)
+
+    async def held(self, place: Place) -> bool:
+        """Whether somebody has the right to fetch."""
+        return await self._redis.read("GET", place.lock, bulk=True) is not None
+
+    def watch(self, place: Place) -> Watch:
+        """Notices changes from now on. What it is to notice must be read after this."""
+        if not self._mirrored:
+            return Watch(())
+        return Watch((self._redis.changed(place.entry), self._redis.changed(place.lock)))
+
+    # -- generations -------------------------------------------------------------------------------
+
+    def ask_generations(self, names: Sequence[bytes]) -> Asked:
+        """Have them read with this tick's write; `valid` waits for them."""
+        return Asked(self.state, names, [self._generation(name) for name in names])
+
+    async def generations(self, names: Sequence[bytes]) -> list[bytes]:
+        """The present generations, as Redis itself has them; one that is not there is begun.
+
+        Raises:
+            RedisError: Redis cannot tell.
+        """
+        begun = [self._begin(name) for name in names]
+        return [await value for value in begun]
+
+    async def tag_generations(self, prefix: str, tags: Sequence[str], since: int) -> list[bytes] | None:
+        """The generations of an answer's tags; None if one was purged while it was fetched.
+
+        Args:
+            since: when the fetch began, in microseconds by Redis' clock.
+        """
+        begun = [self._begin(of_tag(prefix, tag)) for tag in tags]
+        values = [await value for value in begun]
+        for value in values:
+            if value.startswith(PURGED) and int(value[len(PURGED) :]) >= since:
+                return None
+        return values
+
+    async def valid(self, entry: Entry, asked: Asked, prefix: str) -> bool:
+        """Whether nothing that an entry was made under has been purged since.
+
+        Raises:
+            RedisError: Redis cannot tell.
+        """
+        tags = [of_tag(prefix, tag) for tag in entry.tags]
+        late = self.ask_generations(tags)
+        values = await self._replies(asked) + await self._replies(late)
+        if fingerprint(values) == entry.generations:
+            if self._mirrored:
+                entry.proven = asked.state
+            return True
+        # The entry may be newer than what is known here of its generations: Redis itself decides.
+        names = (*asked.names, *tags)
+        for name in names:
+            self._believed.pop(name, None)
+        answers = [self._redis.ask("GET", name) for name in names]
+        try:
+            return fingerprint([await answer for answer in answers]) == entry.generations
+        except RedisDown:
+            raise
+        except RedisError:
+            return False  # garbage of another type
+
+    async def purge(self, name: bytes) -> None:
+        """End a generation.
+
+        Raises:
+            RedisError: it could not be ended.
+        """
+        await self._redis.ask("UNLINK", name)
+        self._believed.pop(name, None)
+        # Our own push may come a moment after the reply.
+        self._purges += 1
+
+    async def renew(self, name: bytes) -> None:
+        """Keep a generation that many answers hang on, if it is there and would end soon."""
+        left = await self._redis.ask("PTTL", name)
+        if 0 <= left < GENERATION_SECONDS * 1000 / 2:
+            self._redis.tell("PEXPIRE", name, milliseconds(GENERATION_SECONDS))
+
+    def _begin(self, name: bytes) -> Answer:
+        answer = self._redis.run(GENERATION, [name], [token_hex(8), milliseconds(GENERATION_SECONDS)])
+        self._redis.mirror.drop(name)
+        self._believed.pop(name, None)
+        return answer
+
+    def _generation(self, name: bytes) -> Answer:
+        if not self._mirrored and (believed := self._believed.get(name)) and believed[1] > time.monotonic():
+            return Known(believed[0])
+        return self._redis.read("GET", name, parse=_parse_generation)
+
+    async def _replies(self, asked: Asked) -> list[bytes | None]:
+        values = [await answer for answer in asked.answers]
+        if not self._mirrored:
+            until = time.monotonic() + BELIEVED_SECONDS
+            for name, answer, value in zip(asked.names, asked.answers, values, strict=True):
+                if type(answer) is not Known:
+                    if len(self._believed) >= MAX_BELIEVED:
+                        self._believed.clear()
+                    self._believed[name] = (value, until)
+        return values
+
+
+class Asked:
+    """Generations that are on their way, and the state of the mirror before they were asked for."""
+
+    __slots__ = ("answers", "names", "state")
+
+    def __init__(self, state: int, names: Sequence[bytes], answers: Sequence[Answer]) -> None:
+        self.state = state
+        self.names = names
+        self.answers = answers
+
+
+class Watch:
+    """Changes of an entry or its lock. A context manager: afterwards nothing is watched any more."""
+
+    __slots__ = ("_futures",)
+
+    def __init__(self, futures: Sequence[asyncio.Future[None]]) -> None:
+        self._futures = futures
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for future in self._futures:
+            future.cancel()
+
+    async def wait(self, timeout: float) -> bool:
+        """Wait for a change, at most this many seconds; whether it is worth looking again before taking the lock."""
+        if not self._futures:
+            await asyncio.sleep(min(timeout, BELIEVED_SECONDS))
+            return False
+        done, _ = await asyncio.wait(self._futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        return bool(done)
+
+
+def fingerprint(values: Sequence[bytes | None]) -> bytes:
+    """Generations as an entry remembers them; with one that is not there it is like no other."""
+    if None in values:
+        return b""
+    text = b"".join([b"%d:%b" % (len(value), value) for value in values if value is not None])
+    return blake2b(text, digest_size=GENERATIONS_BYTES).digest()
+
+
+def milliseconds(seconds: float) -> int:
+    """A time to live for Redis, which takes no zero."""
+    return max(1, math.ceil(seconds * 1000))
+
+
+def ends_of(stored: Stored) -> float:
+    """When something stored is of no more use, in seconds since 1970."""
+    if isinstance(stored, Entry):
+        return stored.plan.ends
+    return stored.until if isinstance(stored, Uncacheable) else stored.made + INDEX_SECONDS
+
+
+def _parse_generation(value: Any) -> bytes | None:
+    if value is None:
+        return None
+    if not isinstance(value, bytes) or not 0 < len(value) <= MAX_GENERATION_BYTES:
+        raise ValueError("not a generation")
+    return value
