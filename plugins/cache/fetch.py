@@ -115,7 +115,7 @@ class Errand:
                 body = await whole(response, fields, self._fetcher.max_body)
             except Exception as error:
                 # It breaks off here and not in the middle of what the client takes for the whole.
-                logger.warning("cache: an answer broke off while it was read: %s", error)
+                logger.warning("cache: an answer broke off while it was read (%s)", type(error).__name__)
                 response = problem(502, "Bad Gateway", "The server behind this gateway did not give a usable answer.")
                 fields, made, failed = fields_of(response.head()), "broken", True
                 body = await whole(response, fields, self._fetcher.max_body)
@@ -129,7 +129,13 @@ class Errand:
         if isinstance(made, str) or body is None:
             return await self._uncacheable(owner, response, made if isinstance(made, str) else "body")
         tags = tags_of(fields, self._fetcher.tags)
-        tagged = await store.tag_generations(self._fetcher.lookup.keys.prefix, tags, since) if tags else []
+        try:
+            tagged = await store.tag_generations(self._fetcher.lookup.keys.prefix, tags, since) if tags else []
+        except RedisError as error:
+            # The answer is here: what cannot be done is to keep it.
+            self._fetcher.complain(error)
+            store.release(self.place, owner)
+            return Landing(ALONE, self.place, response=response, detail="detail=redis")
         if tagged is None:
             store.release(self.place, owner)
             return Landing(AGAIN, self.place, response=response, detail="detail=purged")

@@ -173,6 +173,8 @@ class Cache(Plugin):
         for _ in range(MAX_LOOKS):
             found = await self._lookup.find(visit, request)
             if isinstance(found, Uncacheable):
+                if "only-if-cached" in visit.facts.asked:
+                    return not_stored()
                 return await self._forward(request, call_next, f"{why}; detail=not-cacheable")
             if found is not None:
                 now = self.clock()
@@ -219,7 +221,7 @@ class Cache(Plugin):
         if landing.how == stampede.AGAIN:
             return None
         if landing.entry is None:
-            return await self._forward(request, call_next, why)
+            return await self._forward(request, call_next, f"{why}; {landing.detail}" if landing.detail else why)
         if landing.how == stampede.STALE:
             return served(landing.entry, visit.facts, self.clock(), STALE, f"{why}; detail=stale-if-error")
         return served(landing.entry, visit.facts, self.clock(), MISS, f"{why}; collapsed")

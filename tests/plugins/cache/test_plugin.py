@@ -95,6 +95,7 @@ async def test_what_must_not_be_stored_is_not(
     say("/a", control, **fields)
     node = await gateway(CACHE)
     assert [(await ask(node)).body for _ in range(3)] == [b"/a 1", b"/a 2", b"/a 3"]
+    assert (await ask(node, headers={"Cache-Control": "only-if-cached"})).status == 504
     last = await ask(node)
     assert last.cache == "MISS"
     assert "not-cacheable" in last.why
@@ -362,6 +363,24 @@ async def test_while_redis_is_down_requests_pass(
         return (await ask(node)).cache == "HIT"
 
     await eventually(hit)
+
+
+@pytest.mark.parametrize("tags", [{}, {"Cache_Tag": "t"}])
+async def test_a_redis_that_is_lost_during_a_fetch_costs_the_answer_nothing(
+    gateway: StartGateway,
+    own_valkey: Valkey,
+    upstream: UpstreamServer,
+    ask: Client,
+    say: Say,
+    tags: dict[str, str],
+) -> None:
+    say("/a", "max-age=60", delay=0.2, **tags)
+    node = await gateway({**CACHE, "redis": {"url": own_valkey.url, "timeout": 0.1}})
+    asking = [asyncio.ensure_future(ask(node)) for _ in range(5)]
+    await eventually(lambda: upstream.count("/a") == 1)
+    own_valkey.kill()
+    got = await asyncio.gather(*asking)
+    assert [answer.status for answer in got] == [200] * 5
 
 
 async def test_without_a_mirror_everything_works_from_redis(

@@ -1,0 +1,156 @@
+"""Purging: at once, on every node, and only what was named."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.asyncio
+from typer.testing import CliRunner
+
+from gateway.console import settings
+from plugins.cache import commands
+from plugins.cache.purge import parse_url
+from tests.conftest import StartGateway
+from tests.harness import eventually
+from tests.plugins.cache.conftest import Client
+from tests.plugins.test_session import cookie, write
+
+Say = Callable[..., None]
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "expected"),
+    [
+        ("http://Example.com/a?b=c", None, ("example.com", "/a?b=c")),
+        ("https://example.com:8443", None, ("example.com:8443", "/")),
+        ("http://example.com?x", None, ("example.com", "/?x")),
+        ("http://example.com/a?", None, ("example.com", "/a")),
+        ("http://example.com/a%2Fb#part", None, ("example.com", "/a%2Fb")),
+        ("/a?b", "example.com", ("example.com", "/a?b")),
+    ],
+)
+def test_urls(url: str, host: str | None, expected: tuple[str, str]) -> None:
+    assert parse_url(url, host) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [("/a", None), ("example.com/a", None), ("ftp://example.com/", None), ("http://a/", "b"), ("http://u@a/", None)],
+)
+def test_what_is_no_url_is_refused(url: str, host: str | None) -> None:
+    with pytest.raises(ValueError, match=r"host|expected"):
+        parse_url(url, host)
+
+
+@pytest.fixture
+def run(tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    file = tmp_path / "config.toml"
+    file.write_text(
+        f'[redis]\nurl = "{redis_url}"\n[upstreams.default]\nurl = "http://localhost"\n'
+        '[plugins.cache]\n[[routes]]\nname = "all"\nplugins = ["cache"]\n'
+    )
+    monkeypatch.setattr(settings, "config", file)
+
+    def run(*arguments: str, exit_code: int = 0) -> str:
+        result = CliRunner().invoke(commands, ["purge", *arguments])
+        assert result.exit_code == exit_code, result.output
+        return result.output
+
+    return run
+
+
+USER = {"plugins": {"session": {"required": False}, "cache": {}}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "purged"),
+    [
+        (["--url", "http://api.test/a"], {"ada /a", "- /a"}),
+        (["--url", "/a", "--host", "api.test"], {"ada /a", "- /a"}),
+        (["--url", "http://api.test/a?x"], set()),
+        (["--user", "ada"], {"ada /a", "ada /b"}),
+        (["--tag", "one"], {"ada /a", "- /a"}),
+        (["--tag", "two", "--tag", "none"], {"ada /a", "- /a", "ada /b", "- /b"}),
+        (["--route", "all"], {"ada /a", "- /a", "ada /b", "- /b"}),
+        (["--all"], {"ada /a", "- /a", "ada /b", "- /b"}),
+    ],
+    ids=" ".join,
+)
+async def test_each_kind_reaches_every_node_at_once(
+    gateway: StartGateway,
+    redis_client: redis.asyncio.Redis,
+    ask: Client,
+    say: Say,
+    run: Callable[..., str],
+    arguments: list[str],
+    purged: set[str],
+) -> None:
+    say("/a", "max-age=60", Cache_Tag="one, two")
+    say("/b", "max-age=60", Surrogate_Key="two three")
+    expires = str(int(time.time()) + 3600)
+    await write(redis_client, "ada-session-1234", userId="ada", createdAt="0", expiresAt=expires)
+    nodes = [await gateway(USER), await gateway(USER)]
+    requests: dict[str, dict[str, Any]] = {
+        f"{who} {path}": {"path": path, "headers": cookie("ada-session-1234") if who == "ada" else {}}
+        for who in ("ada", "-")
+        for path in ("/a", "/b")
+    }
+    for node in nodes:
+        for options in requests.values():
+            await ask(node, **options)
+    for node in nodes:
+        assert [(await ask(node, **options)).cache for options in requests.values()] == ["HIT"] * 4
+    said = run(*arguments)
+    assert said.startswith("Purged ")
+
+    async def seen() -> bool:
+        missed = {name for name, options in requests.items() if (await ask(nodes[1], **options)).cache != "HIT"}
+        found.update(missed)
+        return found == purged
+
+    found: set[str] = set()
+    await eventually(seen, within=0.05 if purged else 0.01)
+    # The other node finds what this one has fetched anew.
+    for name, options in requests.items():
+        assert (await ask(nodes[0], **options)).cache == "HIT", name
+    assert found == purged
+
+
+def test_what_the_command_does_not_understand(run: Callable[..., str]) -> None:
+    assert "say what to purge" in run(exit_code=1)
+    assert "which host" in run("--url", "/a", exit_code=1)
+    assert "there is no route 'other'; the configuration has all" in run("--route", "other", exit_code=1)
+
+
+async def test_purged_answers_do_not_come_back_with_a_lost_generation(
+    gateway: StartGateway, redis_client: redis.asyncio.Redis, ask: Client, say: Say, run: Callable[..., str]
+) -> None:
+    """A Redis that is short of memory evicts what it likes."""
+    say("/a", "max-age=60", Cache_Tag="one")
+    node = await gateway({"plugins": {"cache": {}}})
+    await ask(node)
+    entry = (await redis_client.keys("gateway:cache:*"))[0]
+    kept = await redis_client.get(entry)
+    run("--tag", "one")
+    for name in await redis_client.keys("gateway:gen:*"):
+        await redis_client.delete(name)
+    await redis_client.set(entry, kept, px=60_000)
+    assert (await ask(node)).body == b"/a 2"
+
+
+async def test_a_tag_that_is_purged_while_its_answer_is_fetched_is_not_kept(
+    gateway: StartGateway, ask: Client, say: Say, run: Callable[..., str], upstream: Any
+) -> None:
+    say("/a", "max-age=60", Cache_Tag="one", delay=0.2)
+    node = await gateway({"plugins": {"cache": {}}})
+    early = asyncio.ensure_future(ask(node))
+    await eventually(lambda: upstream.count("/a") == 1)
+    await asyncio.to_thread(run, "--tag", "one")
+    assert "detail=purged" in (await early).why
+    assert (await ask(node)).body == b"/a 2"
+    assert (await ask(node)).cache == "HIT"

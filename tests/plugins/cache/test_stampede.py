@@ -1,0 +1,219 @@
+"""One fetch for a missing key, in the worker and in the fleet."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+import pytest
+import redis.asyncio
+from aiohttp import web
+
+from tests.conftest import StartGateway
+from tests.harness import Gateway, UpstreamServer, eventually
+from tests.plugins.cache.conftest import Client
+
+Say = Callable[..., None]
+CACHE: dict[str, Any] = {"plugins": {"cache": {}}}
+PLAIN: dict[str, Any] = {**CACHE, "redis": {"mirror": {"max_bytes": 0}}}
+
+
+def with_cache(**keys: Any) -> dict[str, Any]:
+    return {"plugins": {"cache": keys}}
+
+
+async def lock_of(node: Gateway, client: redis.asyncio.Redis) -> bytes:
+    """The one lock there is."""
+    await eventually(lambda: client.keys("gateway:lock:*"))
+    (name,) = await client.keys("gateway:lock:*")
+    return name  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("config", [CACHE, PLAIN], ids=["mirror", "no mirror"])
+async def test_two_hundred_requests_over_two_nodes_make_one_fetch(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, say: Say, config: dict[str, Any]
+) -> None:
+    say("/a", "max-age=60", delay=0.3)
+    nodes = [await gateway(config), await gateway(config)]
+    got = await asyncio.gather(*[ask(nodes[number % 2]) for number in range(200)])
+    assert upstream.count("/a") == 1
+    assert {answer.body for answer in got} == {b"/a 1"}
+    assert sum("stored" in answer.why for answer in got) == 1
+    assert sum("collapsed" in answer.why for answer in got) == 199
+
+
+async def test_waiters_are_woken_and_do_not_poll(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, say: Say, redis_client: redis.asyncio.Redis
+) -> None:
+    say("/a", "max-age=60", delay=0.3)
+    nodes = [await gateway(CACHE), await gateway(CACHE)]
+    holder = asyncio.ensure_future(ask(nodes[0]))
+    await lock_of(nodes[0], redis_client)
+    waiting = asyncio.ensure_future(ask(nodes[1]))
+    await holder
+    done = time.monotonic()
+    await waiting
+    assert time.monotonic() - done < 0.05
+    # Looking, trying the lock, waiting, looking again: none of it grows with the time.
+    assert nodes[1].worker.redis.asked < 40
+
+
+async def test_a_holder_that_died_holds_others_up_for_its_locks_life_only(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, say: Say, redis_client: redis.asyncio.Redis
+) -> None:
+    say("/a", "max-age=1")
+    node = await gateway(with_cache(lock_ttl=0.4))
+    await ask(node)
+    (entry,) = await redis_client.keys("gateway:cache:*")
+    lock = entry.replace(b":cache:", b":lock:")
+    await redis_client.set(lock, "one that was killed", px=400)
+    await redis_client.delete(entry)
+    started = time.monotonic()
+    got = await asyncio.gather(*[ask(node) for _ in range(20)])
+    assert 0.2 < time.monotonic() - started < 1.2
+    assert {answer.body for answer in got} == {b"/a 2"}
+    assert upstream.count("/a") == 2
+
+
+async def test_a_lock_without_an_end_is_taken_over(
+    gateway: StartGateway, ask: Client, say: Say, redis_client: redis.asyncio.Redis
+) -> None:
+    say("/a", "max-age=60")
+    node = await gateway(CACHE)
+    await ask(node)
+    (entry,) = await redis_client.keys("gateway:cache:*")
+    await redis_client.rpush(entry.replace(b":cache:", b":lock:"), "garbage")
+    await redis_client.delete(entry)
+    started = time.monotonic()
+
+    async def refetched() -> bool:
+        return (await ask(node)).body == b"/a 2"
+
+    await eventually(refetched)
+    assert time.monotonic() - started < 2
+
+
+async def test_a_fetch_longer_than_the_lock_keeps_it(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, say: Say
+) -> None:
+    say("/a", "max-age=60", delay=0.6)
+    nodes = [await gateway(with_cache(lock_ttl=0.2)), await gateway(with_cache(lock_ttl=0.2))]
+    await asyncio.gather(*[ask(nodes[number % 2]) for number in range(10)])
+    assert upstream.count("/a") == 1
+
+
+async def test_who_waited_long_enough_asks_the_upstream(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, say: Say, redis_client: redis.asyncio.Redis
+) -> None:
+    say("/a", "max-age=60", delay=0.5)
+    config = with_cache(wait_timeout=0.1)
+    nodes = [await gateway(config), await gateway(config)]
+    holder = asyncio.ensure_future(ask(nodes[0]))
+    await lock_of(nodes[0], redis_client)
+    others = await asyncio.gather(ask(nodes[0]), ask(nodes[1]))
+    assert {answer.cache for answer in others} == {"MISS"}
+    assert {answer.body for answer in others} <= {b"/a 2", b"/a 3"}
+    assert (await holder).body == b"/a 1"
+
+
+async def test_a_client_that_leaves_does_not_end_the_fetch(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, say: Say, redis_client: redis.asyncio.Redis
+) -> None:
+    say("/a", "max-age=60", delay=0.3)
+    node = await gateway(CACHE)
+    leaving = asyncio.ensure_future(ask(node))
+    await lock_of(node, redis_client)
+    staying = asyncio.ensure_future(ask(node))
+    await asyncio.sleep(0.05)
+    leaving.cancel()
+    assert (await staying).body == b"/a 1"
+    assert (await ask(node)).cache == "HIT"
+    assert upstream.count("/a") == 1
+
+
+async def test_what_cannot_be_stored_lets_the_others_go(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, say: Say
+) -> None:
+    say("/a", "no-store", delay=0.2)
+    nodes = [await gateway(CACHE), await gateway(CACHE)]
+    started = time.monotonic()
+    got = await asyncio.gather(*[ask(nodes[number % 2]) for number in range(20)])
+    # One after the other would take four seconds.
+    assert time.monotonic() - started < 1.5
+    assert len({answer.body for answer in got}) == 20
+    started = time.monotonic()
+    await asyncio.gather(*[ask(nodes[number % 2]) for number in range(20)])
+    assert time.monotonic() - started < 0.39  # nobody waits for anybody
+
+
+async def test_an_error_is_told_to_all_who_waited_for_it(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, say: Say
+) -> None:
+    say("/a", None, status=500, delay=0.2)
+    node = await gateway(CACHE)
+    got = await asyncio.gather(*[ask(node) for _ in range(20)])
+    assert [answer.status for answer in got] == [500] * 20
+    assert upstream.count("/a") == 1
+    assert (await ask(node)).body == b"/a 2"
+
+
+async def test_an_upstream_that_is_away_is_asked_once_and_never_kept(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, say: Say
+) -> None:
+    node = await gateway({**CACHE, "upstreams": {"default": {"url": "http://127.0.0.1:1"}}})
+    got = await asyncio.gather(*[ask(node) for _ in range(5)])
+    assert [answer.status for answer in got] == [502] * 5
+    assert (await ask(node)).status == 502
+
+
+async def test_waiters_get_their_own_variant(gateway: StartGateway, upstream: UpstreamServer, ask: Client) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        await asyncio.sleep(0.1)
+        headers = {"Cache-Control": "max-age=60", "Vary": "Accept-Language"}
+        return web.Response(text=request.headers["Accept-Language"], headers=headers)
+
+    upstream.answer("/a", answer)
+    nodes = [await gateway(CACHE), await gateway(CACHE)]
+    languages = ["de", "en", "fr"]
+    got = await asyncio.gather(*[ask(nodes[n % 2], headers={"Accept-Language": languages[n % 3]}) for n in range(30)])
+    assert [answer.body.decode() for answer in got] == [languages[n % 3] for n in range(30)]
+    assert upstream.count("/a") <= 2 * len(languages)
+
+
+async def test_a_purge_during_a_fetch_wins(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, say: Say, redis_client: redis.asyncio.Redis
+) -> None:
+    say("/a", "max-age=60", delay=0.2)
+    node, other = await gateway(CACHE), await gateway(CACHE)
+    early = asyncio.ensure_future(ask(node))
+    await eventually(lambda: upstream.count("/a") == 1)
+    await ask(other, method="POST")
+    late = await asyncio.gather(ask(node), ask(other))
+    assert (await early).body == b"/a 1"
+    assert b"/a 1" not in {answer.body for answer in late}
+    assert (await ask(node)).body != b"/a 1"
+
+
+async def test_stopping_gives_the_locks_back(
+    gateway: StartGateway,
+    upstream: UpstreamServer,
+    http: aiohttp.ClientSession,
+    redis_client: redis.asyncio.Redis,
+    ask: Client,
+    say: Say,
+) -> None:
+    say("/a", "max-age=60", delay=5)
+    node = await gateway(CACHE)
+    waiting = asyncio.ensure_future(ask(node))
+    await lock_of(node, redis_client)
+    await node.plugins["cache"].stop()
+
+    async def released() -> bool:
+        return not await redis_client.keys("gateway:lock:*")
+
+    await eventually(released)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
