@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 run: $(VENV)/.installed
 ifdef UPSTREAM
-	@$(BIN)/gateway run --upstream '$(UPSTREAM)'
+	@$(BIN)/gateway run --no-config --upstream '$(UPSTREAM)'
 else
 	@$(BIN)/gateway demo
 endif

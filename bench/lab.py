@@ -127,7 +127,7 @@ class Lab:
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})},
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),  # noqa: PLW1509
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )
         log.close()
         process = Process(name, port, popen, admin)
@@ -188,7 +188,7 @@ class Load:
             capture_output=True,
             text=True,
             timeout=seconds + 30,
-            preexec_fn=lambda: os.sched_setaffinity(0, LOAD_CORES),  # noqa: PLW1509
+            preexec_fn=lambda: os.sched_setaffinity(0, LOAD_CORES),
         )
         match = re.search(r"^JSON (.*)$", done.stdout, re.M)
         if match is None:

@@ -52,6 +52,9 @@ UpstreamOption = Annotated[
 ]
 ListenOption = Annotated[str | None, typer.Option("--listen", metavar="HOST:PORT", help="Where clients connect.")]
 WorkersOption = Annotated[int | None, typer.Option("--workers", metavar="N", help="Worker processes.")]
+PlainOption = Annotated[
+    bool, typer.Option("--no-config", help=f"The built-in chain, even where there is a ./{FILE_NAME}.")
+]
 AdminOption = Annotated[str | None, typer.Option("--admin", metavar="HOST:PORT", help="Where health and metrics are.")]
 
 
@@ -101,9 +104,10 @@ def run(
     redis: RedisOption = None,
     workers: WorkersOption = None,
     admin: AdminOption = None,
+    plain: PlainOption = False,
 ) -> None:
     """Start the gateway. `--upstream URL` alone is enough. Ctrl-C or SIGTERM: requests in flight are finished."""
-    serve(find_config(config), overrides(upstream, listen, redis, workers, admin))
+    serve(None if plain else find_config(config), overrides(upstream, listen, redis, workers, admin))
 
 
 @app.command()

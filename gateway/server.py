@@ -36,6 +36,8 @@ logger = logging.getLogger("gateway.server")
 MAX_KNOWN_HOSTS: Final = 1024
 # A client that is still sending a body nobody wants gets this long to read why (nginx lingers 5 s).
 LINGER_SECONDS: Final = 2.0
+DRAIN_GRACE_SECONDS: Final = 0.5
+DRAIN_LOOK_SECONDS: Final = 0.02
 VERSIONS: Final = ((1, 1), (1, 0))
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE: Final = re.compile(r"https?://([^/?#]+)(.*)", re.IGNORECASE | re.DOTALL)
@@ -283,15 +285,23 @@ class Server(web.Server):
     # -- the end -----------------------------------------------------------------------------------
 
     async def drain(self, timeout: float) -> bool:
-        """Let requests in flight end, close idle connections; whether all ended within `timeout` seconds."""
+        """Let requests in flight end, then close the connections; whether all ended within `timeout` seconds.
+
+        For a moment kept connections are still served, with `Connection: close`: a client may have sent the next
+        request while we decided to end, and cannot know whether it was done.
+        """
         self.draining = True
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        while self._connections and loop.time() - begun < min(DRAIN_GRACE_SECONDS, timeout):  # noqa: ASYNC110
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
         for connection in self.connections:
             if isinstance(connection, Connection) and connection.idle:
                 connection.force_close()
         self._quiet.clear()
         if self.in_flight:
             try:
-                await asyncio.wait_for(self._quiet.wait(), timeout)
+                await asyncio.wait_for(self._quiet.wait(), begun + timeout - loop.time())
             except TimeoutError:
                 logger.warning("drain: %d requests did not end within %g s", self.in_flight, timeout)
         finished = self.in_flight == 0

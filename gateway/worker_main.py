@@ -59,7 +59,7 @@ async def work(fd: int) -> int:
         return 1
     watch_redis(observer.metrics, worker.redis)
     observer.metrics.gauge("gateway_requests_in_flight", "Requests being answered.", lambda: worker.server.in_flight)
-    # What is here now stays: the collector need not walk it again. A full walk of it costs every request in flight 20 ms.
+    # What is here now stays: the collector need not walk it again, which would hold up all requests for 20 ms.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)

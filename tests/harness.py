@@ -69,9 +69,8 @@ class Valkey:
     def start(self) -> Valkey:
         command = [str(get_binary_path()), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--dir", self.folder, "--enable-debug-command", "yes", *self.arguments]
-        log = Path(self.folder, "log").open("ab")
-        self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        log.close()
+        with Path(self.folder, "log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + 10
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as probe:

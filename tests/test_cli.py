@@ -298,6 +298,14 @@ async def test_of_a_file_the_upstream_option_changes_the_url_only(
     assert upstream.requests[-1].headers["Host"] == "api.example.com"
 
 
+async def test_a_file_in_the_folder_can_be_left_aside(tmp_path: Path, redis_url: str, upstream: UpstreamServer) -> None:
+    """What `make run UPSTREAM=...` does: the demo's routes are nothing for somebody else's API."""
+    (tmp_path / "config.toml").write_text("this is not even TOML")
+    arguments = ("run", "--no-config", "--upstream", upstream.url, "--redis", redis_url, *ANYWHERE)
+    async with running(tmp_path, *arguments) as node:
+        assert "request_id → rate_limit → cache → default" in node.banner
+
+
 def test_a_busy_port_is_one_message_and_no_traceback(tmp_path: Path, redis_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -15,7 +15,10 @@ values = st.text(st.characters(min_codepoint=32, max_codepoint=0x24F, blacklist_
 )
 
 
-@given(st.lists(st.tuples(names, values)), st.lists(st.tuples(st.sampled_from(["set", "remove", "get"]), names, values)))
+steps_to_take = st.lists(st.tuples(st.sampled_from(["set", "remove", "get"]), names, values))
+
+
+@given(st.lists(st.tuples(names, values)), steps_to_take)
 def test_a_prebuilt_answer_behaves_as_one_with_a_dictionary(
     fields: list[tuple[str, str]], steps: list[tuple[str, str, str]]
 ) -> None:
