@@ -54,10 +54,10 @@ class Mirror:
 
     def put(self, key: bytes, value: Any, size: int) -> None:
         """Keep what a read has just returned. `size` is the reply's weight in bytes."""
+        self.drop(key)
         size += len(key) + ENTRY_OVERHEAD
         if size > self.max_bytes:
             return
-        self.drop(key)
         self._entries[key] = [value, size, False]
         self.bytes += size
         while self.bytes > self.max_bytes:

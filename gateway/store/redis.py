@@ -117,6 +117,8 @@ class Redis:
         link = self._bulk if bulk else self._main
         if not link.up or link.full:
             return Down(self._why(link))
+        for key in keys:
+            self.mirror.drop(_key(key))
         call = _Run(self, link, script, keys, args)
         self._send(link, pack(("EVALSHA", script.sha, len(keys), *keys, *args)), call)
         return call.future
