@@ -32,6 +32,7 @@ class Mirror:
         self.misses = 0
         self.evictions = 0
         self.invalidations = 0
+        """Grows with whatever Redis withdraws, whether it was kept or not: unchanged, nothing read before has changed."""
         # key -> [value, size, read since it was last passed over]
         self._entries: dict[bytes, list[Any]] = {}
         self._watchers: dict[bytes, list[asyncio.Future[None]]] = {}
@@ -82,6 +83,7 @@ class Mirror:
 
     def clear(self) -> None:
         """Forget everything, and wake all who watch: they must look again."""
+        self.invalidations += 1
         self._entries.clear()
         self.bytes = 0
         watchers, self._watchers = self._watchers, {}
