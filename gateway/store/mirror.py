@@ -32,7 +32,7 @@ class Mirror:
         self.misses = 0
         self.evictions = 0
         self.invalidations = 0
-        """Grows with all that Redis withdraws, kept or not: while it stands still, nothing that was read has changed."""
+        """Grows with all that Redis withdraws, kept or not: while it stands still, nothing that was read changed."""
         # key -> [value, size, read since it was last passed over]
         self._entries: dict[bytes, list[Any]] = {}
         self._watchers: dict[bytes, list[asyncio.Future[None]]] = {}
