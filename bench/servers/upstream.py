@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from email.utils import formatdate
 from typing import Final, cast
 
 import uvloop
@@ -19,7 +20,7 @@ SIZE: Final = re.compile(rb"^\w+ /[^ ]*?(1k|100k|10m)")
 
 def answer(size: int) -> bytes:
     body = b'{"x":"' + b"a" * (size - 8) + b'"}'
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nDate: Sat, 21 Nov 2026 11:00:00 GMT\r\n"
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nDate: {formatdate(usegmt=True)}\r\n".encode()
     return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 

@@ -37,7 +37,6 @@ NOT_COMPLETE: Final = object()
 pack: Final = cast(Callable[[tuple[Any, ...]], bytes], hiredis.pack_command)
 # The first command of the handshake may wait for a server that is still loading its data.
 CONNECT_SECONDS: Final = 5.0
-MIN_CHECK_SECONDS: Final = 0.01
 
 
 class Entry(Protocol):
@@ -99,6 +98,7 @@ class Link:
         self._asked = 0  # how many entries were ever put into _waiting on this connection
         self._replied = 0
         self._batches: deque[tuple[int, float]] = deque()  # (_asked at the flush, when)
+        self._timer: asyncio.TimerHandle | None = None
         self._heard = 0.0
         self._lost: asyncio.Event = asyncio.Event()
         # for good
@@ -134,7 +134,10 @@ class Link:
         self._transport.write(outbox[0] if len(outbox) == 1 else b"".join(outbox))
         self.commands += len(outbox)
         self._asked += len(outbox)
-        self._batches.append((self._asked, self._loop.time()))
+        now = self._loop.time()
+        self._batches.append((self._asked, now))
+        if self._timer is None:
+            self._timer = self._loop.call_at(now + self.options.timeout, self._expire)
         self.writes += 1
         outbox.clear()
 
@@ -189,6 +192,9 @@ class Link:
         self._waiting.clear()
         self._outbox.clear()
         self._batches.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._lost.set()
         if was_up:
             self._on_state(False)
@@ -280,33 +286,33 @@ class Link:
         self.server_version = check_version(replies[0])
 
     async def _watch(self) -> None:
-        """Until the connection is lost: ends what waits too long, and does not trust a silent connection."""
-        timeout, max_silence = self.options.timeout, self.options.max_silence
-        pause = max(MIN_CHECK_SECONDS, min(timeout / 10, max_silence / 4))
+        """Until the connection is lost: does not trust a silent one."""
+        max_silence = self.options.max_silence
         pinged = 0.0
         while not self._lost.is_set():
-            await asyncio.sleep(pause)
+            await asyncio.sleep(max_silence / 4)
             now = self._loop.time()
-            self._expire(now - timeout)
             silent = now - self._heard
             if silent > max_silence:
                 self._drop(f"no word from the server for {silent:.1f} s")
-                return
-            if silent > max_silence / 2 and now - pinged > max_silence / 2 and self.up:
+            elif silent > max_silence / 2 and now - pinged > max_silence / 2 and self.up:
                 pinged = now
                 self.put(pack(("PING",)), None)
                 self.flush()
 
-    def _expire(self, oldest: float) -> None:
+    def _expire(self) -> None:
+        """End what waits for longer than `timeout`; look again when the next is due."""
+        now, timeout = self._loop.time(), self.options.timeout
         batches = self._batches
         while batches and batches[0][0] <= self._replied:
             batches.popleft()
         late = 0
-        while batches and batches[0][1] < oldest:
+        while batches and batches[0][1] + timeout <= now:
             late = batches.popleft()[0]
         for entry in list(self._waiting)[: max(0, late - self._replied)] if late else ():
-            if fail(entry, RedisTimeout(f"no reply from Redis within {self.options.timeout * 1000:.0f} ms")):
+            if fail(entry, RedisTimeout(f"no reply from Redis within {timeout * 1000:.0f} ms")):
                 self.timeouts += 1
+        self._timer = self._loop.call_at(batches[0][1] + timeout, self._expire) if batches else None
 
 
 class _Wire(asyncio.Protocol):
