@@ -136,7 +136,7 @@ class Link:
         self._asked += len(outbox)
         now = self._loop.time()
         self._batches.append((self._asked, now))
-        if self._timer is None:
+        if self._timer is None and self.up:  # the handshake has `CONNECT_SECONDS`
             self._timer = self._loop.call_at(now + self.options.timeout, self._expire)
         self.writes += 1
         outbox.clear()
