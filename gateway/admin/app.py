@@ -87,7 +87,9 @@ class Admin:
         redis = [worker.pop("redis") or {"up": None} for worker in workers]
         mirrors = [worker.pop("mirror") for worker in workers]
         latencies = [state["latency_ms"] for state in redis if state.get("latency_ms") is not None]
-        healthy = ready and all(worker["answers"] for worker in workers) and all(state["up"] for state in redis)
+        # A stopped Redis is "up" until `max_silence` has passed, but does not answer.
+        answered = all(state["up"] and state.get("latency_ms") is not None for state in redis)
+        healthy = ready and answered and all(worker["answers"] for worker in workers)
         document = {
             "status": "ok" if healthy else "degraded",
             "ready": ready,

@@ -69,7 +69,7 @@ def _http_url(value: str) -> str:
     except ValueError:  # its text would repeat a part of the URL
         raise ValueError(expected) from None
     if not usable:
-        raise ValueError(expected)
+        raise ValueError(expected if "://" in value else f'{expected}, with "http://" before it')
     if parts.query or parts.fragment or parts.username is not None:
         raise ValueError("an upstream's URL has no user, query or fragment")
     return value

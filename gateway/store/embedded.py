@@ -343,12 +343,9 @@ class Embedded:
             if time.monotonic() - started > BACKOFF_MAX:
                 failures = 0
             pause = min(BACKOFF_MAX, BACKOFF_BASE * 2**failures)
-            logger.error(
-                "redis: the embedded server died (exit code %d): %s; starting it again in %g s",
-                code,
-                self._last_words(),
-                pause,
-            )
+            # A signal from outside is no fault of the server: what it said last would only mislead.
+            why = f"{signal.Signals(-code).name}" if code < 0 else f"exit code {code}: {self._last_words()}"
+            logger.error("redis: the embedded server died (%s); starting it again in %g s", why, pause)
             failures = min(failures + 1, 16)
             await asyncio.sleep(pause)
             self.restarts += 1

@@ -109,6 +109,12 @@ async def test_redis_away_is_degraded_and_still_ready(ask: Ask, supervised: Supe
     assert health["redis"]["latency_ms"] == 1.2  # of those that answered
 
 
+async def test_a_redis_that_only_keeps_silent_is_degraded(ask: Ask, supervised: Supervised) -> None:
+    silent = told(2, redis_up=True, redis_why="", redis_latency_ms=None)
+    supervised.slots[1].process = Process(101, snapshot=silent)
+    assert (await ask("/_gateway/health"))[1]["status"] == "degraded"
+
+
 @pytest.mark.parametrize("process", [None, Process(101, ready=False), Process(101, draining=True, snapshot=told(2))])
 async def test_a_worker_that_is_not_ready(ask: Ask, supervised: Supervised, process: Process | None) -> None:
     supervised.slots[1].process = process
