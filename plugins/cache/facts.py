@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -18,53 +19,69 @@ PART: Final = 4
 CREDENTIAL: Final = 5
 STEERING: Final = 6
 FORWARDED: Final = 7
-AUTHORIZATION: Final = 8
 
 _KINDS: Final = {
     b"cache-control": CACHE_CONTROL,
     b"pragma": PRAGMA,
     b"if-none-match": CONDITION,
     b"if-modified-since": CONDITION,
-    b"authorization": AUTHORIZATION,
+    b"authorization": CREDENTIAL,
     b"range": PART,
     b"if-range": PART,
     b"if-match": PART,
     b"if-unmodified-since": PART,
     # Some frameworks take these for the request's target or method: whoever sends them gets an entry of his own.
     b"x-original-url": STEERING,
+    b"x-original-uri": STEERING,
     b"x-rewrite-url": STEERING,
     b"x-http-method": STEERING,
     b"x-http-method-override": STEERING,
     b"x-method-override": STEERING,
+    b"x-original-method": STEERING,
     b"x-host": STEERING,
+    b"x-original-host": STEERING,
+    b"x-http-host-override": STEERING,
+    b"x-forwarded": STEERING,
+    b"x-scheme": STEERING,
+    b"x-url-scheme": STEERING,
+    b"front-end-https": STEERING,
 }
+# Whatever has one of these words in its name may tell the upstream whose a request is: those who send different values
+# get answers of their own.
+_TELLING: Final = frozenset(
+    b"apikey auth authorization authentication credential credentials email identity jwt login oidc password principal"
+    b" secret session sessionid sid signature tenant token user userid username".split()
+)
+_NOT_TELLING: Final = frozenset({b"user-agent", b"x-user-agent"})
+# An address in `Forwarded` (RFC 7239), as trusted proxies write it for each client.
+_NODES: Final = re.compile(r'(?:for|by)=(?:"[\[\]0-9A-Fa-f:._-]*"|[\w.-]+)', re.IGNORECASE | re.ASCII)
 CONDITIONS: Final = ("If-None-Match", "If-Modified-Since")
 # The gateway writes these itself, from what it knows of the client.
 WRITTEN_BY_GATEWAY: Final = frozenset({"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"})
-# Lists in which white space means nothing, and case neither.
-LISTS: Final = frozenset({"accept", "accept-charset", "accept-encoding", "accept-language"})
+# Lists in which white space means nothing, and case neither. Not `Accept`: its parameters have rules of their own.
+LISTS: Final = frozenset({"accept-charset", "accept-encoding", "accept-language"})
 
 
 class Facts:
     """What the header says. The class itself is bounded by the request's header."""
 
-    __slots__ = ("asked", "authorized", "conditions", "cookies", "credentials", "partial", "steering")
+    __slots__ = ("asked", "conditions", "cookies", "credentials", "partial", "size", "steering")
 
     def __init__(self) -> None:
         self.asked: Directives = NO_DIRECTIVES
         """The request's own `Cache-Control`."""
-        self.authorized = False
-        """There is an `Authorization` field."""
         self.conditions: Mapping[str, str] = {}
         """`if-none-match` and `if-modified-since`, lower-cased, as far as they are there."""
         self.cookies: tuple[str, ...] = ()
         """`Cookie`, if it counts as a credential: names and values in turn, as in the two below."""
         self.credentials: tuple[str, ...] = ()
-        """The other credentials."""
+        """The other credentials, `Authorization` among them."""
         self.steering: tuple[str, ...] = ()
         """Fields that some upstreams take for the target or method."""
         self.partial = False
         """A part is asked for, or a condition stands that only the upstream can judge."""
+        self.size = 0
+        """How long the fields are that it was read from."""
 
     def who(self, identity: str | None) -> tuple[str, ...]:
         """Whom the answer is for: what tells apart requests that must never share one.
@@ -111,8 +128,10 @@ class FactsReader:
         # Some upstreams read `_` as `-`.
         lower = name.lower().replace(b"_", b"-")
         kind = self._kinds.get(lower, NOTHING)
-        if kind == NOTHING and lower.startswith(b"x-forwarded-") and lower != b"x-forwarded-for":
-            kind = FORWARDED
+        if kind == NOTHING and (lower == b"forwarded" or lower.startswith(b"x-forwarded-")):
+            kind = NOTHING if lower == b"x-forwarded-for" else FORWARDED
+        elif kind == NOTHING and lower not in _NOT_TELLING and not _TELLING.isdisjoint(lower.split(b"-")):
+            kind = CREDENTIAL
         if len(self._known) < MAX_KNOWN_NAMES:
             self._known[name] = kind
         return kind
@@ -126,6 +145,7 @@ def _facts(found: Sequence[tuple[int, bytes, bytes]], trusted: bool) -> Facts:
     for kind, raw, value in found:
         text = value.decode("utf-8", "surrogateescape")
         name = raw.lower().replace(b"_", b"-").decode("utf-8", "surrogateescape")
+        facts.size += len(value)
         if kind == CACHE_CONTROL:
             control.append(text)
         elif kind == PRAGMA:
@@ -134,15 +154,14 @@ def _facts(found: Sequence[tuple[int, bytes, bytes]], trusted: bool) -> Facts:
             conditions[name] = f"{conditions[name]},{text}" if name in conditions else text
         elif kind == PART:
             facts.partial = True
-        elif kind in (AUTHORIZATION, CREDENTIAL):
+        elif kind == CREDENTIAL:
             if name == "cookie":
                 facts.cookies += (name, text)
             else:
                 facts.credentials += (name, text)
-                facts.authorized = facts.authorized or kind == AUTHORIZATION
         elif kind == STEERING or trusted:
-            # Of the others, `X-Forwarded-*` is only passed on for a trusted proxy.
-            facts.steering += (name, text)
+            # Of the others, `X-Forwarded-*` and `Forwarded` are only passed on for a trusted proxy.
+            facts.steering += (name, _NODES.sub("", text) if name == "forwarded" else text)
     facts.conditions = conditions
     if control:
         facts.asked = parse_directives(",".join(control))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -38,17 +39,26 @@ class Fetcher:
         rules: for answers that say nothing.
         tags: the fields that carry tags.
         max_body: bytes; a longer body is not stored.
+        patience: seconds; nor is one that takes longer to come.
         clock: seconds since 1970.
     """
 
     def __init__(
-        self, lookup: Lookup, *, rules: Rules, tags: tuple[str, ...], max_body: int, clock: Callable[[], float]
+        self,
+        lookup: Lookup,
+        *,
+        rules: Rules,
+        tags: tuple[str, ...],
+        max_body: int,
+        patience: float,
+        clock: Callable[[], float],
     ) -> None:
         self.lookup = lookup
         self.store = lookup.store
         self.rules = rules
         self.tags = tags
         self.max_body = max_body
+        self.patience = patience
         self.clock = clock
         self._complained = -COMPLAINT_PAUSE_SECONDS
 
@@ -107,22 +117,24 @@ class Errand:
             return await self._failed(owner, None, None)
         received = clock()
         fields = fields_of(response.head())
-        made = self._plan(response, fields, sent, received)
+        mine = self._visit.whose(request)
+        made = self._plan(response, fields, sent, received) if mine else "identity"
         failed = response.status >= 500
         body = None
         if failed or isinstance(made, Plan):
             try:
-                body = await whole(response, fields, self._fetcher.max_body)
+                body = await whole(response, fields, self._fetcher.max_body, self._fetcher.patience)
             except Exception as error:
                 # It breaks off here and not in the middle of what the client takes for the whole.
                 logger.warning("cache: an answer broke off while it was read (%s)", type(error).__name__)
                 response = problem(502, "Bad Gateway", "The server behind this gateway did not give a usable answer.")
                 fields, made, failed = fields_of(response.head()), "broken", True
-                body = await whole(response, fields, self._fetcher.max_body)
+                assert isinstance(response.body, bytes)
+                body = response.body
         if failed and isinstance(made, str):
-            vary = shared_error(fields, shared=not self._visit.who) if body is not None else None
+            vary = shared_error(fields, shared=not self._visit.who, authorized=self._authorized)
             entry = None
-            if vary is not None and body is not None:
+            if mine and vary is not None and body is not None:
                 over = Plan(received, received, received, received, True, vary)
                 entry = self._entry(response, fields, over, body, fingerprint(generations))
             return await self._failed(owner, response, entry)
@@ -144,8 +156,12 @@ class Errand:
 
     # -- inside ------------------------------------------------------------------------------------
 
+    @property
+    def _authorized(self) -> bool:
+        return bool(self._visit.facts.credentials) or self._request.identity is not None
+
     def _plan(self, response: Response, fields: CIMultiDict[str], sent: float, received: float) -> Plan | str:
-        request, visit, fetcher = self._request, self._visit, self._fetcher
+        visit, fetcher = self._visit, self._fetcher
         tags = tags_of(fields, fetcher.tags)
         if len(tags) > MAX_TAGS or sum(map(len, tags)) + len(tags) > MAX_TEXT:
             return "tags"
@@ -153,7 +169,7 @@ class Errand:
             response.status,
             fields,
             shared=not visit.who,
-            authorized=visit.facts.authorized or request.identity is not None,
+            authorized=self._authorized,
             rules=fetcher.rules,
             sent=sent,
             received=received,
@@ -211,12 +227,20 @@ class Errand:
         return Landing(FETCHED, self._place(entry.plan.vary), entry=entry, response=response, names=entry.plan.vary)
 
     async def _uncacheable(self, owner: str, response: Response, why: str) -> Landing:
-        """Let the others go, also those that come in the next seconds."""
-        until = self._fetcher.clock() + UNCACHEABLE_SECONDS
-        try:
-            await self._store.write(self.place, owner, Mark(until), UNCACHEABLE_SECONDS)
-        except RedisError as error:
-            self._fetcher.complain(error)
+        """Let the others go, also those that come in the next seconds.
+
+        But not where this one request may be the reason (it was refused, or wants another answer than the one that is
+        there): a client could keep away from all others what is stored for them.
+        """
+        now = self._fetcher.clock()
+        kept = self._visit.stale
+        if response.status >= 400 or (kept is not None and now < kept.plan.expires):
+            self._store.release(self.place, owner)
+        else:
+            try:
+                await self._store.write(self.place, owner, Mark(now + UNCACHEABLE_SECONDS), UNCACHEABLE_SECONDS)
+            except RedisError as error:
+                self._fetcher.complain(error)
         return Landing(ALONE, self.place, response=response, detail=f"detail={why}")
 
     async def _write(self, owner: str, response: Response, entry: Entry) -> Landing:
@@ -226,21 +250,22 @@ class Errand:
         place = self._place(names)
         ttl = entry.plan.ends - now
         detail = "stored"
+        written: list[tuple[Place, Stored, float]] = [(place, entry, ttl)]
+        if names and (visit.index is None or visit.index.names != names or now - visit.index.made > INDEX_SECONDS / 2):
+            written.append((visit.address, Index(names, now), INDEX_SECONDS))
         try:
-            if place.digest == self.place.digest:
-                await store.write(place, owner, entry, ttl)
-                if visit.index is not None and now - visit.index.made > INDEX_SECONDS / 2:
-                    await store.put(visit.address.entry, Index(names, now), INDEX_SECONDS)
-            else:
-                await store.put(place.entry, entry, ttl)
-                index = Index(names, now)
-                if self.place.digest == visit.address.digest:
-                    await store.write(self.place, owner, index, INDEX_SECONDS)
+            # First what the generations of the URL and the user hang on: they need not outlive it by much.
+            store.keep(visit.address.generations, ttl)
+            # The one with the lock comes last: who is let in finds all of it.
+            for where, stored, seconds in sorted(written, key=lambda one: one[0].digest == self.place.digest):
+                if where.digest == self.place.digest:
+                    await store.write(where, owner, stored, seconds)
                 else:
-                    await store.put(visit.address.entry, index, INDEX_SECONDS)
-                    store.release(self.place, owner)
-            for number in self._fetcher.lookup.hot.shards(place.digest):
-                store.copy(place.shard(number), entry, ttl)
+                    await store.put(where.entry, stored, seconds)
+                for number in self._fetcher.lookup.hot.shards(where.digest):
+                    store.copy(where.shard(number), stored, seconds)
+            if self.place.digest not in (place.digest, visit.address.digest):
+                store.release(self.place, owner)
         except (RedisError, ValueError) as error:
             self._fetcher.complain(error)
             store.release(self.place, owner)
@@ -253,13 +278,14 @@ class Errand:
 
 
 class Resumed:
-    """A body whose first pieces were read already."""
+    """A body whose first pieces were read already, and the next one perhaps is being read."""
 
-    __slots__ = ("_pieces", "_rest")
+    __slots__ = ("_next", "_pieces", "_rest")
 
-    def __init__(self, pieces: list[bytes], rest: Any) -> None:
+    def __init__(self, pieces: list[bytes], rest: Any, coming: asyncio.Future[bytes] | None = None) -> None:
         self._pieces = pieces[::-1]
         self._rest = rest
+        self._next = coming
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -267,16 +293,23 @@ class Resumed:
     async def __anext__(self) -> bytes:
         if self._pieces:
             return self._pieces.pop()
-        piece: bytes = await self._rest.__anext__()
+        coming, self._next = self._next, None
+        piece: bytes = await (self._rest.__anext__() if coming is None else coming)
         return piece
 
     async def aclose(self) -> None:
         self._pieces.clear()
+        if self._next is not None:
+            self._next.cancel()
+            await asyncio.gather(self._next, return_exceptions=True)
         await self._rest.aclose()
 
 
-async def whole(response: Response, fields: CIMultiDict[str], limit: int) -> bytes | None:
+async def whole(response: Response, fields: CIMultiDict[str], limit: int, patience: float) -> bytes | None:
     """An answer's body in one piece; None if it is longer than `limit` bytes or has no end, and stays a stream.
+
+    Args:
+        patience: seconds after which a body that still comes is passed on as it comes.
 
     Raises:
         Exception: the body broke off.
@@ -288,17 +321,27 @@ async def whole(response: Response, fields: CIMultiDict[str], limit: int) -> byt
         return None
     pieces: list[bytes] = []
     size = 0
+    deadline = time.monotonic() + patience
+    coming: asyncio.Future[bytes] | None = None
     try:
-        async for piece in body:
-            pieces.append(piece)
-            size += len(piece)
+        while True:
+            coming = asyncio.ensure_future(body.__anext__())
+            await asyncio.wait((coming,), timeout=max(0.0, deadline - time.monotonic()))
+            if not coming.done():
+                response.body = Resumed(pieces, body, coming)
+                return None
+            pieces.append(coming.result())
+            size += len(pieces[-1])
             if size > limit:
                 response.body = Resumed(pieces, body)
                 return None
+    except StopAsyncIteration:
+        await body.aclose()
     except BaseException:
+        if coming is not None and coming.cancel():
+            await asyncio.wait((coming,))
         await body.aclose()
         raise
-    await body.aclose()
     response.body, response.length = b"".join(pieces), None
     return response.body
 

@@ -13,6 +13,7 @@ of a cluster.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from hashlib import blake2b
@@ -21,6 +22,10 @@ from typing import Final
 # 160 bits: to find two requests with one key takes 2**80 tries.
 DIGEST_BYTES: Final = 20
 MAX_KNOWN: Final = 4096
+# Addresses of longer requests are not remembered: whoever sends them could fill the memory with them.
+MAX_KNOWN_TEXT: Final = 8192
+IMPLIED_PORTS: Final = frozenset({"80", "443"})
+_PORT: Final = re.compile(r"(\[[^\]]*\]|[^:]*):0*([0-9]*)")
 
 
 def digest(*parts: str) -> str:
@@ -79,16 +84,15 @@ class Keys:
     def __init__(self, prefix: str, name: str) -> None:
         self.prefix = prefix
         self.name = name
-        self.address = lru_cache(MAX_KNOWN)(self._address)
+        self.address = lru_cache(MAX_KNOWN)(self.new_address)
         self.hot = f"{prefix}:hot".encode()
 
-    def _address(
+    def new_address(
         self,
         route: str,
         scheme: str,
         host: str,
-        path: str,
-        query: str,
+        target: str,
         identity: str | None,
         who: tuple[str, ...],
         steering: tuple[str, ...],
@@ -96,16 +100,16 @@ class Keys:
         """The address of a request's answer.
 
         Args:
+            target: byte for byte as the upstream gets it: `/a?` is not `/a`.
             identity: whom a plugin found the request to speak for, so that a purge by user finds it.
             who: whom the answer is for; see `facts.Facts.who`.
             steering: fields that some upstreams take for the method or target.
         """
-        target = f"{path}?{query}" if query else path
         names = [everything(self.prefix), of_route(self.prefix, route), of_url(self.prefix, host, target)]
         if identity is not None:
             names.append(of_user(self.prefix, identity))
         name = digest(
-            "answer", self.name, route, scheme, host, path, query, str(len(who)), *who, str(len(steering)), *steering
+            "answer", self.name, route, scheme, host, target, str(len(who)), *who, str(len(steering)), *steering
         )
         return Address(self.prefix, name, tuple(names))
 
@@ -127,13 +131,16 @@ def of_url(prefix: str, host: str, target: str) -> bytes:
     """The generation of a URL, for all users and variants and both schemes.
 
     Args:
-        host: as clients send it in `Host`; the schemes' own ports may be left out.
-        target: path and query, byte for byte as clients send them.
+        host: as clients send it in `Host`; the schemes' own ports may be left out, and a final dot.
+        target: path and query, byte for byte as clients send them; an empty query may be left out.
     """
-    name = host.lower()
-    for port in (":80", ":443"):
-        name = name.removesuffix(port)
-    return f"{prefix}:gen:url:{digest('url', name, target)}".encode()
+    name, port = host.lower(), ""
+    if match := _PORT.fullmatch(name):
+        name, port = match.groups()
+        port = "" if port in IMPLIED_PORTS else port
+    if target.endswith("?") and target.count("?") == 1:
+        target = target[:-1]
+    return f"{prefix}:gen:url:{digest('url', name.rstrip('.'), port, target)}".encode()
 
 
 def of_user(prefix: str, identity: str) -> bytes:

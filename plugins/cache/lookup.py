@@ -9,7 +9,7 @@ from gateway.plugin import Answer, Known, Request
 from plugins.cache.entry import Entry, Index, Stored, Uncacheable
 from plugins.cache.facts import Facts, FactsReader, selecting
 from plugins.cache.hot import HotKeys
-from plugins.cache.keys import Address, Keys, Place
+from plugins.cache.keys import MAX_KNOWN_TEXT, Address, Keys, Place
 from plugins.cache.store import Asked, Store, ends_of
 
 Scope = Literal["auto", "user", "shared"]
@@ -23,10 +23,13 @@ class Visit:
     Args:
         bypass: why it is none of the cache's business, as `fwd` of `Cache-Status`; None: it is.
         address: where its answer lies, or the index of variants.
+        who: see `Facts.who`.
+        shared: there is one copy for all, whoever asks.
     """
 
     __slots__ = (
         "_identity",
+        "_shared",
         "_target",
         "address",
         "answer",
@@ -42,10 +45,18 @@ class Visit:
     )
 
     def __init__(
-        self, request: Request, facts: Facts, bypass: str | None, address: Address, who: tuple[str, ...]
+        self,
+        request: Request,
+        facts: Facts,
+        bypass: str | None,
+        address: Address,
+        who: tuple[str, ...],
+        *,
+        shared: bool,
     ) -> None:
         self._identity = request.identity
-        self._target = (request.host, request.path, request.query)
+        self._target = (request.host, request.target)
+        self._shared = shared
         self.request = request
         self.facts = facts
         self.bypass = bypass
@@ -66,8 +77,12 @@ class Visit:
         return (
             self._identity == request.identity
             and not request.identity_pending
-            and self._target == (request.host, request.path, request.query)
+            and self._target == (request.host, request.target)
         )
+
+    def whose(self, request: Request) -> bool:
+        """Whether the request still is for whom its answer would be kept: plugins behind the cache may know more."""
+        return self._shared or (self._identity == request.identity and not request.identity_pending)
 
 
 class Lookup:
@@ -100,23 +115,19 @@ class Lookup:
         facts = self._facts.read(request)
         identity = None if self._scope == "shared" else request.identity
         who = () if self._scope == "shared" else facts.who(identity)
-        address = self.keys.address(
-            request.route.name,
-            request.scheme,
-            request.host,
-            request.path,
-            request.query,
-            identity,
-            who,
-            facts.steering,
+        size = len(request.target) + facts.size
+        address = (self.keys.address if size <= MAX_KNOWN_TEXT else self.keys.new_address)(
+            request.route.name, request.scheme, request.host, request.target, identity, who, facts.steering
         )
-        return Visit(request, facts, self._bypass(request, facts, who), address, who)
+        return Visit(request, facts, self._bypass(request, facts, who), address, who, shared=self._scope == "shared")
 
     def _bypass(self, request: Request, facts: Facts, who: tuple[str, ...]) -> str | None:
         if request.method not in ("GET", "HEAD"):
             return "fwd=method"
         if request.body is not None:
             return "fwd=bypass; detail=body"
+        if request.upgrade is not None:
+            return "fwd=bypass; detail=upgrade"
         if facts.partial:
             return "fwd=bypass; detail=partial"
         if "no-store" in facts.asked:

@@ -120,10 +120,21 @@ class Cache(Plugin):
             rules=policy.Rules(config.ttl, config.ttl_by_status, config.stale_while_revalidate, config.stale_if_error),
             tags=config.tags,
             max_body=config.max_body,
+            patience=config.wait_timeout,
             clock=self._now,
         )
-        routes = [route.label for route in worker.config.routes if self.name in route.plugins]
-        self._lasting = [everything(redis.prefix), *[of_route(redis.prefix, route) for route in routes]]
+        routes = [route for route in worker.config.routes if self.name in route.plugins]
+        self._lasting = [everything(redis.prefix), *[of_route(redis.prefix, route.label) for route in routes]]
+        for route in routes:
+            for name in route.plugins[route.plugins.index(self.name) + 1 :]:
+                if name in worker.plugins and type(worker.plugins[name]).on_redis_failure == "refuse":
+                    logger.warning(
+                        "route %s: %s stands before %s, which does not see the requests that are answered from the"
+                        " cache; put it first",
+                        route.label,
+                        self.name,
+                        name,
+                    )
         self._reporter = asyncio.get_running_loop().create_task(self._report())
 
     async def stop(self) -> None:
@@ -155,16 +166,23 @@ class Cache(Plugin):
         return await self._serve(visit, request, call_next)
 
     async def _bypass(self, visit: Visit, request: Request, call_next: Handler) -> Response:
-        response = await call_next(request)
+        url = of_url(self._redis.prefix, request.host, request.target) if request.method not in SAFE else None
+        try:
+            response = await call_next(request)
+        except asyncio.CancelledError:
+            if url is not None:
+                # The client has gone; what it wanted to change may be changed.
+                self._store.purge_later(url)
+            raise
         if request.upgrade is None:
             assert visit.bypass is not None
             mark(response, PASS, visit.bypass)
-        if request.method not in SAFE and response.status < 400:
+        if url is not None and response.status < 400:
             # RFC 9111, section 4.4: whoever changed something sees the change.
             try:
-                await self._store.purge(of_url(self._redis.prefix, request.host, request.target))
+                await self._store.purge(url)
             except RedisError as error:
-                logger.warning("%s: a changed URL could not be purged: %s", self.name, error)
+                logger.warning("%s: a changed URL could not be purged yet: %s", self.name, error)
         return response
 
     async def _serve(self, visit: Visit, request: Request, call_next: Handler) -> Response:
@@ -273,10 +291,11 @@ class Cache(Plugin):
         while True:
             await asyncio.sleep(self.report_seconds)
             try:
+                await self._store.pay()
                 await self._hot.report(self._redis)
                 if time.monotonic() - renewed > RENEW_SECONDS:
                     renewed = time.monotonic()
                     for name in self._lasting:
                         await self._store.renew(name)
-            except RedisError as error:
+            except (RedisError, ValueError) as error:
                 logger.debug("%s: %s", self.name, error)

@@ -26,6 +26,8 @@ MAX_LIFE: Final = 24 * 3600.0
 # RFC 9111, section 1.2.2: what is too large counts as 2**31.
 MAX_SECONDS: Final = 2**31
 MAX_VARY: Final = 16
+# Longer texts are not remembered: whoever sends them could fill the memory with them.
+MAX_KNOWN_TEXT: Final = 200
 
 # RFC 9110, section 15: what may be kept although the upstream says nothing, without the errors among them, which are
 # kept only if `ttl_by_status` names them.
@@ -39,29 +41,48 @@ UNDERSTOOD: Final = frozenset({200, 203, 204, 300, 301, 302, 303, 307, 308, 404,
 NO_STALE: Final = frozenset({"must-revalidate", "proxy-revalidate"})
 STRICT: Final = NO_STALE | {"s-maxage"}
 
-_DIRECTIVE: Final = re.compile(
-    r'\s*([!#$%&\'*+.^_`|~0-9A-Za-z-]+)(?:=("(?:[^"\\]|\\.)*"|[^",]*))?\s*(?:,|$)|[^,]*(?:,|$)'
-)
+# Clients choose these texts: every quantifier is possessive, so that none of them takes more than linear time.
+_QUOTED: Final = r'"(?:[^"\\]|\\.)*+"'
+_PART: Final = re.compile(rf'(?:[^",]++|{_QUOTED})*+', re.DOTALL)
+_DIRECTIVE: Final = re.compile(rf"\s*+([!#$%&'*+.^_`|~0-9A-Za-z-]++)(?:=({_QUOTED})\s*+|=([^\"]*+)|\s*+)", re.DOTALL)
 _ETAG: Final = re.compile(r'(?:W/)?("[^"]*")')
 _DIGITS: Final = re.compile(r"[0-9]+")
 
 
-@lru_cache(maxsize=512)
 def parse_directives(text: str) -> Directives:
     """`Cache-Control` (RFC 9111, section 5.2). What cannot be read is left out."""
+    return _known_directives(text) if len(text) <= MAX_KNOWN_TEXT else _directives(text)
+
+
+def _directives(text: str) -> Directives:
     found: dict[str, str | None] = {}
-    position = 0
-    while position < len(text):
-        match = _DIRECTIVE.match(text, position)
-        if match is None or match.end() == position:
-            break
-        position = match.end()
-        if match[1] is not None:
-            value = match[2]
-            if value is not None:
-                value = value[1:-1] if value[:1] == '"' else value.strip()
-            found.setdefault(match[1].lower(), value)
+    for part in _parts(text):
+        match = _DIRECTIVE.fullmatch(part)
+        if match is not None:
+            name, quoted, plain = match.groups()
+            value = quoted[1:-1] if quoted is not None else plain
+            found.setdefault(name.lower(), value if quoted is not None or value is None else value.strip())
     return found
+
+
+_known_directives = lru_cache(maxsize=512)(_directives)
+
+
+def _parts(text: str) -> list[str]:
+    """What stands between commas, but for those in quotes."""
+    if '"' not in text:
+        return text.split(",")
+    parts: list[str] = []
+    start = 0
+    while start < len(text):
+        match = _PART.match(text, start)
+        assert match is not None
+        end = match.end()
+        if text[end : end + 1] == '"':
+            break  # it is never closed: from here on quotes say nothing
+        parts.append(match[0])
+        start = end + 1
+    return parts + text[start:].split(",")
 
 
 def seconds_of(directives: Directives, name: str) -> int | None:
@@ -74,9 +95,13 @@ def seconds_of(directives: Directives, name: str) -> int | None:
     return min(int(value[:12]), MAX_SECONDS)
 
 
-@lru_cache(maxsize=1024)
 def parse_date(text: str) -> float | None:
     """An HTTP date in any of its three formats (RFC 9110, section 5.6.7), or None."""
+    return _known_date(text) if len(text) <= MAX_KNOWN_TEXT else None
+
+
+@lru_cache(maxsize=1024)
+def _known_date(text: str) -> float | None:
     try:
         parts = parsedate_tz(text)
         if parts is None or parts[9]:
@@ -137,7 +162,7 @@ def plan(
     Args:
         fields: the answer's header fields.
         shared: what is kept will be given to anybody; otherwise to one identity only.
-        authorized: the request carried `Authorization`, or speaks for somebody.
+        authorized: the request carried a credential that is no cookie, or speaks for somebody.
         rules: for what the upstream does not say.
         sent, received: when the request left and when the answer's header was there.
 
@@ -188,6 +213,11 @@ def _refusal(
         return "no-store"
     if "no-cache" in directives:
         return "no-cache"
+    return _personal(fields, directives, shared=shared, authorized=authorized)
+
+
+def _personal(fields: CIMultiDict[str], directives: Directives, *, shared: bool, authorized: bool) -> str | None:
+    """Why an answer is for the one who asked only, or None."""
     if shared and "private" in directives:
         return "private"
     if "Set-Cookie" in fields:
@@ -197,10 +227,10 @@ def _refusal(
     return None
 
 
-def shared_error(fields: CIMultiDict[str], *, shared: bool) -> tuple[str, ...] | None:
+def shared_error(fields: CIMultiDict[str], *, shared: bool, authorized: bool) -> tuple[str, ...] | None:
     """The fields that an error varies on, if all who waited for the fetch may have it; else None."""
     directives = parse_directives(",".join(fields.getall("Cache-Control", ())))
-    if "Set-Cookie" in fields or (shared and "private" in directives):
+    if _personal(fields, directives, shared=shared, authorized=authorized):
         return None
     return vary_names(fields)
 

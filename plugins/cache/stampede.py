@@ -150,6 +150,7 @@ class Flights:
         self._lock_ttl = lock_ttl
         self._wait_timeout = wait_timeout
         self._flights: dict[str, Flight] = {}
+        self._alone = 0  # fetches without a flight
         self._tasks: set[asyncio.Task[object]] = set()
 
     def __repr__(self) -> str:
@@ -166,7 +167,7 @@ class Flights:
             led: whether somebody will take its response with `Flight.lead`.
         """
         name = work.place.digest
-        if len(self._flights) >= MAX_FLIGHTS:
+        if len(self._flights) + self._alone >= MAX_FLIGHTS:
             return None
         task = asyncio.get_running_loop().create_task(self._fly(work))
         flight = self._flights[name] = Flight(task, self._in_background, led=led)
@@ -176,14 +177,20 @@ class Flights:
         return flight
 
     async def now(self, work: Work) -> Landing | None:
-        """Fetch at once if nobody else does; None if somebody does.
+        """Fetch at once if nobody else does; None if somebody does, or there are too many fetches.
 
         Raises:
             RedisError: Redis cannot tell.
         """
+        if len(self._flights) + self._alone >= MAX_FLIGHTS:
+            return None
         owner = token_hex(8)
-        grant = await self._store.acquire(work.place, owner)
-        return await self._hold(work, owner, grant.time) if grant.owned else None
+        self._alone += 1
+        try:
+            grant = await self._store.acquire(work.place, owner)
+            return await self._hold(work, owner, grant.time) if grant.owned else None
+        finally:
+            self._alone -= 1
 
     async def stop(self) -> None:
         """End all flights; locks are given back."""
@@ -213,11 +220,11 @@ class Flights:
                     landing = await work.look()
                     if landing is not None:
                         return landing
-                    if not await store.held(place):
-                        break
                     left = deadline - loop.time()
                     if left <= 0:
                         return Landing(ALONE, place, detail="detail=wait-timeout")
+                    if not await store.held(place):
+                        break
                     again = await watch.wait(min(left, self._lock_ttl))
 
     async def _hold(self, work: Work, owner: str, since: int) -> Landing:

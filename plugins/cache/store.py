@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from gateway.plugin import Answer, Known, Redis, RedisDown, RedisError, Script
 from plugins.cache.entry import GENERATIONS_BYTES, Entry, Stored, Uncacheable, decode, encode
-from plugins.cache.keys import Place, of_tag
+from plugins.cache.keys import Place, everything, of_tag
 from plugins.cache.policy import MAX_LIFE
 
 ACQUIRE: Final = Script.beside(__file__, "acquire.lua")
@@ -34,6 +34,10 @@ SCRIPTS: Final = (ACQUIRE, EXTEND, STORE, GENERATION)
 
 GENERATION_SECONDS: Final = 2 * MAX_LIFE
 """What is made in the first half of a generation's life can live its own whole life."""
+# Of an address' generations the first two are few: everything's and the route's. Clients can make up any number of
+# the others, which begin with this life and get a longer one with an answer that is kept.
+LASTING: Final = 2
+FETCH_SECONDS: Final = 600.0
 INDEX_SECONDS: Final = MAX_LIFE
 MAX_GENERATION_BYTES: Final = 64
 PURGED: Final = b"purged-"
@@ -41,6 +45,7 @@ PURGED: Final = b"purged-"
 # Without a mirror nothing is pushed: generations are believed, and locks looked at again, for this long.
 BELIEVED_SECONDS: Final = 0.03
 MAX_BELIEVED: Final = 10_000
+MAX_OWED: Final = 10_000
 
 
 class Grant:
@@ -69,6 +74,7 @@ class Store:
         self._mirrored = redis.mirror.max_bytes > 0
         self._purges = 0
         self._believed: dict[bytes, tuple[bytes | None, float]] = {}
+        self._owed: dict[bytes, None] = {}
 
     @property
     def state(self) -> int:
@@ -120,7 +126,14 @@ class Store:
         Raises:
             RedisError: Redis cannot tell.
         """
-        owned, time, data = await self._redis.run(ACQUIRE, [place.lock, place.entry], [owner, self._lock_ms], bulk=True)
+        try:
+            owned, time, data = await self._redis.run(
+                ACQUIRE, [place.lock, place.entry], [owner, self._lock_ms], bulk=True
+            )
+        except BaseException:
+            # Whoever gives up before the reply may have got it all the same.
+            self.release(place, owner)
+            raise
         try:
             found = decode(data)
         except ValueError:
@@ -161,8 +174,17 @@ class Store:
         Raises:
             RedisError: Redis cannot tell.
         """
-        begun = [self._begin(name) for name in names]
+        begun = [
+            self._begin(name, FETCH_SECONDS if number >= LASTING else GENERATION_SECONDS)
+            for number, name in enumerate(names)
+        ]
         return [await value for value in begun]
+
+    def keep(self, names: Sequence[bytes], ttl: float) -> None:
+        """Have the generations of an answer live as long as it does, in good time for the next one."""
+        for name in names[LASTING:]:
+            if ttl > FETCH_SECONDS / 2:
+                self._redis.tell("PEXPIRE", name, milliseconds(ttl + FETCH_SECONDS), "GT")
 
     async def tag_generations(self, prefix: str, tags: Sequence[str], since: int) -> list[bytes] | None:
         """The generations of an answer's tags; None if one was purged while it was fetched.
@@ -206,12 +228,29 @@ class Store:
         """End a generation.
 
         Raises:
-            RedisError: it could not be ended.
+            RedisError: it could not be ended; `pay` tries again.
         """
+
+        self._owe(name)
         await self._redis.ask("UNLINK", name)
+        self._owed.pop(name, None)
         self._believed.pop(name, None)
         # Our own push may come a moment after the reply.
         self._purges += 1
+
+    def purge_later(self, name: bytes) -> None:
+        """End a generation now, without waiting, and once more with the next `pay`."""
+        self._redis.tell("UNLINK", name)
+        self._owe(name)
+
+    async def pay(self) -> None:
+        """End what could not be ended when it was to be.
+
+        Raises:
+            RedisError: it still cannot.
+        """
+        while self._owed:
+            await self.purge(next(iter(self._owed)))
 
     async def renew(self, name: bytes) -> None:
         """Keep a generation that many answers hang on, if it is there and would end soon."""
@@ -219,8 +258,13 @@ class Store:
         if 0 <= left < GENERATION_SECONDS * 1000 / 2:
             self._redis.tell("PEXPIRE", name, milliseconds(GENERATION_SECONDS))
 
-    def _begin(self, name: bytes) -> Answer:
-        answer = self._redis.run(GENERATION, [name], [token_hex(8), milliseconds(GENERATION_SECONDS)])
+    def _owe(self, name: bytes) -> None:
+        if len(self._owed) >= MAX_OWED:
+            self._owed = {everything(self._redis.prefix): None}
+        self._owed[name] = None
+
+    def _begin(self, name: bytes, seconds: float = GENERATION_SECONDS) -> Answer:
+        answer = self._redis.run(GENERATION, [name], [token_hex(8), milliseconds(seconds)])
         self._redis.mirror.drop(name)
         self._believed.pop(name, None)
         return answer

@@ -105,3 +105,23 @@ async def test_garbage_in_the_ranking_is_overwritten(
         await ask(node, "/hot")
     await plugin._hot.report(plugin._redis)
     assert await redis_client.type("gateway:hot") == b"zset"
+
+
+async def test_copies_of_an_index_do_not_lead_to_where_nothing_is_stored_any_more(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, say: Say
+) -> None:
+    say("/hot", "max-age=60", Vary="Accept")
+    config = {"plugins": {"cache": {"shards": 3}}, "redis": {"mirror": {"max_bytes": 0}}}
+    node = await gateway(config)
+    plugin: Any = node.plugins["cache"]
+    await ask(node, "/hot")
+
+    address = plugin._lookup.keys.address("all", "http", "api.test", "/hot", None, (), ())
+    plugin._hot._until[address.digest] = float("inf")
+    for _ in range(6):
+        assert (await ask(node, "/hot")).cache == "HIT"
+    say("/hot", "max-age=60", Vary="Accept, X-More")
+    await ask(node, "/hot", method="PUT")
+    for _ in range(6):
+        await ask(node, "/hot")
+    assert {(await ask(node, "/hot")).cache for _ in range(6)} == {"HIT"}

@@ -6,6 +6,7 @@ would have answered to this very request, as far as it says that its answer depe
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -161,3 +162,119 @@ async def test_an_identity_that_redis_could_not_tell_is_not_taken_for_nobody(
     node = await gateway({"plugins": {"who": {"use": "unsure:Unsure"}, "cache": {}}}, folder=tmp_path)
     for _ in range(2):
         assert (await ask(node)).why == "gateway; fwd=bypass; detail=identity-unknown"
+
+
+async def test_what_the_gateway_passes_on_of_a_proxy_in_front_cannot_poison_others(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client
+) -> None:
+    """`Forwarded` comes through a proxy that only knows `X-Forwarded-For`, just as the client wrote it."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text=request.headers["Forwarded"], headers={"Cache-Control": "max-age=60"})
+
+    upstream.answer("/a", answer)
+    node = await gateway({"server": {"trusted_proxies": ["127.0.0.0/8"]}, "plugins": {"cache": {}}})
+    for evil in ("host=evil", 'for="x;host=evil"', "for=1.2.3.4;host=evil"):
+        await ask(node, headers={"Forwarded": evil})
+        assert b"evil" not in (await ask(node)).body
+        assert b"evil" not in (await ask(node, headers={"Forwarded": "for=1.2.3.4"})).body
+    # Its clients' addresses do not split what they may share.
+    assert (await ask(node, headers={"Forwarded": 'for="[::1]:8000"'})).cache == "HIT"
+
+
+@pytest.mark.parametrize(
+    "name", ["X-Auth-Token", "Private-Token", "X-Session-Id", "X_User_Id", "Remote-User", "X-Amzn-Oidc-Data"]
+)
+async def test_a_field_that_sounds_like_a_credential_is_one(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, name: str
+) -> None:
+    """`ttl` keeps what the upstream did not say is private: it may not know of caches at all."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text=request.headers.get(name, "nobody"))
+
+    upstream.answer("/a", answer)
+    node = await gateway({"plugins": {"cache": {"ttl": 60}}})
+    for who in ("ada", "bob"):
+        assert (await ask(node, headers={name: who, "User-Agent": who})).body.decode() == who
+    assert (await ask(node)).body == b"nobody"
+    assert (await ask(node, headers={"User-Agent": "other"})).cache == "HIT"
+
+
+async def test_who_is_only_known_behind_the_cache_gets_nothing_stored(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, tmp_path: Any, caplog: Any
+) -> None:
+    """A wrong order of plugins: what was fetched for one user must not be kept as if it was for nobody."""
+    (tmp_path / "behind.py").write_text(
+        "from gateway.plugin import Plugin\n"
+        "class Behind(Plugin):\n"
+        "    on_redis_failure = 'refuse'\n"
+        "    async def __call__(self, request, call_next):\n"
+        "        request.identity = request.headers.get('X-Who')\n"
+        "        return await call_next(request)\n"
+    )
+
+    async def answer(request: web.Request) -> web.Response:
+        status = 500 if request.query else 200
+        return web.Response(
+            text=request.headers.get("X-Who", "-"), status=status, headers={"Cache-Control": "max-age=9"}
+        )
+
+    upstream.answer("/a", answer)
+    node = await gateway({"plugins": {"cache": {}, "who": {"use": "behind:Behind"}}}, folder=tmp_path)
+    assert "cache stands before who" in caplog.text
+    for who in ("ada", "bob"):
+        got = await ask(node, headers={"X-Who": who})
+        assert (got.cache, got.body.decode()) == ("MISS", who)
+    failed = await asyncio.gather(*[ask(node, "/a?fail", headers={"X-Who": who}) for who in ("ada", "bob")])
+    assert [got.body for got in failed] == [b"ada", b"bob"]
+
+
+async def test_one_copy_for_all_is_no_reason_to_show_one_users_error_to_others(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client
+) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        await asyncio.sleep(0.1)
+        return web.Response(text="no room for " + request.headers["Authorization"], status=500)
+
+    upstream.answer("/a", answer)
+    node = await gateway({"plugins": {"cache": {"scope": "shared"}}})
+    got = await asyncio.gather(*[ask(node, headers={"Authorization": who}) for who in ("ada", "bob")])
+    assert [answer.body for answer in got] == [b"no room for ada", b"no room for bob"]
+
+
+async def test_one_copy_for_all_is_not_made_of_what_a_key_got(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client
+) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text=request.headers.get("X-Api-Key", "-"), headers={"Cache-Control": "max-age=60"})
+
+    upstream.answer("/a", answer)
+    node = await gateway({"plugins": {"cache": {"scope": "shared"}}})
+    assert (await ask(node, headers={"X-Api-Key": "ada"})).body == b"ada"
+    assert (await ask(node)).body == b"-"
+
+
+async def test_an_empty_query_is_another_target(gateway: StartGateway, upstream: UpstreamServer, ask: Client) -> None:
+    """The upstream sees the `?`: one that leads to the plain URL by a redirect must not lead that one in a circle."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text=upstream.requests[-1].target, headers={"Cache-Control": "max-age=60"})
+
+    upstream.answer("/a", answer)
+    node = await gateway({"plugins": {"cache": {}}})
+    for target in (b"/a?", b"/a"):
+        request = b"GET %b HTTP/1.1\r\nHost: api.test\r\nConnection: close\r\n\r\n" % target
+        assert (await raw_exchange(node.port, request)).endswith(b"\r\n\r\n" + target)
+
+
+async def test_case_counts_in_the_parameters_of_a_media_type(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client
+) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text=request.headers["Accept"], headers={"Cache-Control": "max-age=60", "Vary": "Accept"})
+
+    upstream.answer("/a", answer)
+    node = await gateway({"plugins": {"cache": {}}})
+    for accept in ('a/b;profile="X, y"', 'a/b;profile="x,y"'):
+        assert (await ask(node, headers={"Accept": accept})).body.decode() == accept

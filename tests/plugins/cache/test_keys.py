@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from plugins.cache.keys import Keys, digest, of_tag, of_url
+from plugins.cache.facts import FactsReader
+from plugins.cache.keys import MAX_KNOWN_TEXT, Keys, digest, of_tag, of_url
+from plugins.cache.lookup import Lookup
 
 text = st.text(st.characters(categories=("L", "N", "P", "S", "Cs")), max_size=8)
 lists = st.lists(text, max_size=5)
-PLAIN = {"route": "r", "scheme": "http", "host": "h", "path": "/a", "query": "b", "identity": None}
+PLAIN = {"route": "r", "scheme": "http", "host": "h", "target": "/a?b", "identity": None}
 requests = st.fixed_dictionaries(
     {
         "route": text,
         "scheme": st.sampled_from(["http", "https"]),
         "host": text,
-        "path": text,
-        "query": text,
+        "target": text,
         "identity": st.none() | text,
         "who": lists.map(tuple),
         "steering": lists.map(tuple),
@@ -49,13 +52,13 @@ def test_two_requests_have_one_key_only_if_nothing_tells_them_apart(one: dict[st
 
 @given(lists, lists, lists, lists)
 def test_variants_are_told_apart(names: list[str], values: list[str], names2: list[str], values2: list[str]) -> None:
-    address = Keys("gateway", "cache").address("r", "http", "h", "/", "", None, (), ())
+    address = Keys("gateway", "cache").address("r", "http", "h", "/", None, (), ())
     same = (names, values) == (names2, values2)
     assert (address.variant(names, values).entry == address.variant(names2, values2).entry) == same
 
 
 def test_an_entry_and_its_lock_lie_in_one_slot_and_its_copies_elsewhere() -> None:
-    place = Keys("gateway", "cache").address("r", "http", "h", "/", "", None, (), ())
+    place = Keys("gateway", "cache").address("r", "http", "h", "/", None, (), ())
 
     def tag(key: bytes) -> bytes:
         return key.partition(b"{")[2].partition(b"}")[0]
@@ -66,7 +69,7 @@ def test_an_entry_and_its_lock_lie_in_one_slot_and_its_copies_elsewhere() -> Non
 
 
 def test_two_cache_plugins_do_not_share_entries() -> None:
-    request = ("r", "http", "h", "/", "", None, (), ())
+    request = ("r", "http", "h", "/", None, (), ())
     assert Keys("g", "one").address(*request).entry != Keys("g", "two").address(*request).entry
 
 
@@ -74,3 +77,24 @@ def test_a_url_is_purged_for_both_schemes_and_with_or_without_the_port_they_impl
     assert of_url("g", "Example.com:443", "/a?b") == of_url("g", "example.com", "/a?b")
     assert of_url("g", "example.com:8080", "/a?b") != of_url("g", "example.com", "/a?b")
     assert of_url("g", "h", "/") != of_tag("g", "h")
+
+
+def test_a_url_is_purged_however_its_host_and_its_empty_query_are_spelled() -> None:
+    for host in ("example.com.", "example.com:", "example.com:080", "EXAMPLE.com.:443"):
+        assert of_url("g", host, "/a?") == of_url("g", "example.com", "/a")
+    assert of_url("g", "[::1]:80", "/") == of_url("g", "[::1]", "/") != of_url("g", "[::180]", "/")
+    assert of_url("g", "h", "/a??") != of_url("g", "h", "/a")
+
+
+def test_addresses_of_long_requests_are_not_remembered() -> None:
+    keys, reader = Keys("g", "cache"), FactsReader(("Cookie",))
+    lookup = Lookup(Any, keys, Any, scope="auto", credentials=("Cookie",), clock=time.time)  # type: ignore[arg-type]
+    for number in range(50):
+        request = SimpleNamespace(
+            raw_headers=((b"Cookie", b"%d" % number + b"x" * MAX_KNOWN_TEXT),), state={}, identity=None, method="GET",
+            route=SimpleNamespace(name="r"), scheme="http", host="h", target="/", body=None, upgrade=None,
+            identity_pending=False,
+        )  # fmt: skip
+        lookup.visit(request)  # type: ignore[arg-type]
+    assert keys.address.cache_info().currsize == 0
+    assert reader.read(request).size > MAX_KNOWN_TEXT  # type: ignore[arg-type]

@@ -466,3 +466,26 @@ async def test_the_outcome_in_the_log_is_the_caches(gateway: StartGateway, ask: 
         await ask(node, method=method)
     await eventually(lambda: len(outcomes) == 3)
     assert outcomes == ["miss", "hit", "pass"]
+
+
+async def test_a_change_of_protocol_is_none_of_its_business(
+    gateway: StartGateway, upstream: UpstreamServer, http: Any, ask: Client, say: Say
+) -> None:
+    """What the URL answers to a plain request must not be what a WebSocket's client gets."""
+
+    async def talk(request: web.Request) -> web.StreamResponse:
+        if "Upgrade" not in request.headers:
+            return web.Response(text="use a WebSocket", headers={"Cache-Control": "max-age=60"})
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_str("hello")
+        await socket.close()
+        return socket
+
+    upstream.answer("/a", talk)
+    node = await gateway(CACHE)
+    for _ in range(2):
+        assert (await ask(node)).body == b"use a WebSocket"
+        async with http.ws_connect(node.url + "/a", headers={"Host": "api.test"}) as socket:
+            assert await socket.receive_str() == "hello"
+    assert (await ask(node)).cache == "HIT"

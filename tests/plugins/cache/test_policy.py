@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +25,7 @@ from plugins.cache.policy import (
     parse_directives,
     plan,
     seconds_of,
+    shared_error,
     tags_of,
     vary_names,
 )
@@ -257,3 +261,45 @@ def test_vary_is_one_list_over_all_lines() -> None:
 def test_tags() -> None:
     fields = CIMultiDict([("Cache-Tag", "a, b"), ("Surrogate-Key", "c b"), ("Other", "d")])
     assert tags_of(fields, ("Cache-Tag", "Surrogate-Key")) == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a=" + " " * 500_000 + '"',
+        " " * 500_000 + '"',
+        'a="' * 150_000,
+        '"\\' * 250_000,
+        "," * 500_000 + '"',
+        '"" ,' * 99_999,
+    ],
+    ids=["spaces", "indent", "quotes", "escapes", "commas", "empty"],
+)
+def test_no_text_that_a_client_may_send_takes_long_to_read(text: str) -> None:
+    """A hundred lines of 8 KB are within a request's bounds, and one request must not stop all the others."""
+    started = time.process_time()
+    parse_directives(text)
+    parse_date(text)
+    assert time.process_time() - started < 1
+
+
+def test_long_texts_are_not_remembered() -> None:
+    tracemalloc.start()
+    try:
+        for number in range(300):
+            parse_directives(f"x{number}=" + "y" * 100_000)
+            parse_date(f"{number}" + "y" * 100_000)
+        assert tracemalloc.get_traced_memory()[0] < 5 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("control", "authorized", "told"),
+    [("", False, True), ("", True, False), ("public", True, True), ("private", False, False), ("private", True, False)],
+)
+def test_who_may_be_told_of_anothers_error_where_there_is_one_copy_for_all(
+    control: str, authorized: bool, told: bool
+) -> None:
+    fields = CIMultiDict([("Cache-Control", control)])
+    assert (shared_error(fields, shared=True, authorized=authorized) is not None) == told

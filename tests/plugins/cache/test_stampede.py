@@ -12,6 +12,7 @@ import pytest
 import redis.asyncio
 from aiohttp import web
 
+from plugins.cache.keys import Keys
 from tests.conftest import StartGateway
 from tests.harness import Gateway, UpstreamServer, eventually
 from tests.plugins.cache.conftest import Client
@@ -217,3 +218,79 @@ async def test_stopping_gives_the_locks_back(
     await eventually(released)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_who_leaves_while_the_lock_is_taken_leaves_no_lock(
+    gateway: StartGateway, ask: Client, say: Say, redis_client: redis.asyncio.Redis
+) -> None:
+    """Otherwise a client could hold all others up by asking for a reload and leaving, again and again."""
+    say("/a")
+    node = await gateway(CACHE)
+    plugin: Any = node.plugins["cache"]
+    place = Keys("gateway", "cache").address("r", "http", "h", "/", None, (), ())
+    taking = asyncio.ensure_future(plugin._store.acquire(place, "one that leaves"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    taking.cancel()
+    await asyncio.gather(taking, return_exceptions=True)
+    assert (await plugin._store.acquire(place, "the next")).owned
+
+
+async def test_a_client_cannot_take_from_others_what_is_stored_or_their_wait_for_it(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client
+) -> None:
+    """A field that the upstream trips over, or one that makes its answer uncacheable, is only its sender's affair."""
+
+    async def answer(request: web.Request) -> web.Response:
+        await asyncio.sleep(0.1)
+        if "X-Bad" in request.headers:
+            return web.Response(status=400)
+        control = "no-store" if "X-Odd" in request.headers else "max-age=60"
+        return web.Response(text=str(upstream.count("/a")), headers={"Cache-Control": control})
+
+    upstream.answer("/a", answer)
+    node = await gateway(CACHE)
+    assert (await ask(node, headers={"X-Bad": "1"})).status == 400
+    got = await asyncio.gather(*[ask(node) for _ in range(10)])
+    assert {answer.body for answer in got} == {b"2"}
+    for name in ("X-Bad", "X-Odd"):
+        await ask(node, headers={name: "1", "Cache-Control": "no-cache"})
+        assert (await ask(node)).cache == "HIT"
+
+
+async def test_reloads_are_bounded_like_flights(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plugins.cache.stampede.MAX_FLIGHTS", 2)
+    for number in range(4):
+        say(f"/{number}", "max-age=60", delay=0.2)
+    node = await gateway(CACHE)
+    reload = {"headers": {"Cache-Control": "no-cache"}}
+    got = await asyncio.gather(*[ask(node, f"/{number}", **reload) for number in range(4)])
+    assert sum("stored" in answer.why for answer in got) == 2
+    assert [answer.status for answer in got] == [200] * 4
+
+
+async def test_a_body_that_comes_slowly_is_not_held_back_for_long(
+    gateway: StartGateway, upstream: UpstreamServer, http: aiohttp.ClientSession, ask: Client
+) -> None:
+    release = asyncio.Event()
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Cache-Control": "max-age=60"})
+        await response.prepare(request)
+        await response.write(b"one ")
+        await release.wait()
+        await response.write(b"two")
+        return response
+
+    upstream.answer("/a", slow)
+    node = await gateway(with_cache(wait_timeout=0.3))
+    async with http.get(node.url + "/a") as response:
+        assert await asyncio.wait_for(response.content.readany(), 2) == b"one "
+        leaving = asyncio.ensure_future(ask(node))
+        await asyncio.sleep(0.1)
+        leaving.cancel()
+        release.set()
+        assert await asyncio.wait_for(response.content.read(), 2) == b"two"
+    assert (await ask(node)).body == b"one two"
