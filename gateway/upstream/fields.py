@@ -35,6 +35,7 @@ HOP_BY_HOP: Final = frozenset(
     }
 )
 # The body is framed anew on each side; 100 Continue is the server's answer to give.
+MAX_REMEMBERED: Final = 256
 FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 # A plugin's changes to these are left out: the first has its own rule, framing is the gateway's business.
 NOT_CHANGED: Final = FRAMING | {b"host"}
@@ -115,7 +116,11 @@ def returned_name(name: bytes, tells_upgrade: bool) -> bytes | None:
 def named_by_connection(headers: CIMultiDictProxy[str]) -> frozenset[bytes]:
     """The fields that `Connection` asks us to remove, beyond those that end here anyway."""
     values = headers.getall(hdrs.CONNECTION, None)
-    return _NOTHING if values is None else _options(",".join(values))
+    if values is None:
+        return _NOTHING
+    value = ",".join(values)
+    # What nobody but an attacker sends is not worth remembering: it may be a megabyte long.
+    return _options(value) if len(value) <= MAX_REMEMBERED else _options.__wrapped__(value)
 
 
 @lru_cache(maxsize=256)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from gateway.upstream import fields
 from gateway.upstream.fields import (
     END_TO_END,
     FORWARDING,
@@ -188,3 +189,13 @@ def test_a_request_without_host_tells_no_forwarded_host():
     lines = forwarding_lines("192.0.2.1", "http", "", "gateway").decode().splitlines()
     assert "Forwarded: for=192.0.2.1;proto=http" in lines
     assert not [line for line in lines if line.startswith("X-Forwarded-Host")]
+
+
+def test_long_connection_fields_are_not_remembered() -> None:
+    """Each would keep megabytes for nothing: nobody sends the same one twice but an attacker."""
+    before = fields._options.cache_info().currsize
+    for number in range(3):
+        value = ",".join(f"x-{number}-{index}" for index in range(1000))
+        headers = CIMultiDictProxy(CIMultiDict([("Connection", value)]))
+        assert f"x-{number}-999".encode() in fields.named_by_connection(headers)
+    assert fields._options.cache_info().currsize == before
