@@ -1,26 +1,32 @@
-"""One route's plugins: ask all, then call down.
+"""One route's plugins: ask all, then down one by one, and back.
 
     request ── ask ─ ask ─ ask ──▶ one write to Redis
-            └─ plugin( plugin( plugin( upstream ))) ──▶ response
+            └─ check ─ check ─ plugin( check ─ upstream ) ─ finish ─ finish ──▶ response
 
-The onion is folded once, at start. Each plugin stands behind a guard that does what the plugin's
-`on_redis_failure` says if Redis cannot answer it.
+Going down needs no coroutine as long as plugins only `check`: `start` and `go_on` go as far as they can, and tell in
+`request.waiting` what for they must stop. Who drives (`gateway.connection` with callbacks, `__call__` in a task)
+comes back when that is there. A plugin with a `__call__`, the upstream, and a Redis that did not answer need a task:
+`rest`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final
 
-from gateway.plugin import Handler, Plugin, problem
+from gateway.plugin import LATER, Handler, Later, Plugin, problem
 from gateway.request import Request
 from gateway.response import Response
-from gateway.store import Redis, RedisDown, RedisError
+from gateway.store import Answer, Known, Redis, RedisDown, RedisError
 
 logger = logging.getLogger("gateway.chain")
 
 RETRY_AFTER_SECONDS: Final = "1"
+LATE: Final = "chain.late"
+
+Check = Callable[[Request, Any], Response | Later | None]
 
 
 class Chain:
@@ -34,64 +40,150 @@ class Chain:
 
     def __init__(self, plugins: Sequence[Plugin], upstream: Handler, redis: Redis) -> None:
         self.plugins = tuple(plugins)
+        self._upstream = upstream
         self._redis = redis
-        self._askers = tuple(plugin for plugin in plugins if type(plugin).ask is not Plugin.ask)
-        handler = upstream
-        if plugins:
-            handler = _last(handler, len(plugins))
-        for depth, plugin in reversed(list(enumerate(plugins))):
-            handler = guarded(plugin, handler, depth)
-        self._handler = handler
+        self._asks = tuple((plugin, plugin.ask) for plugin in plugins if _has(plugin, "ask"))
+        # What each plugin does on the way down: (plugin, its check, whether it has a `__call__`)
+        self._steps: tuple[tuple[Plugin, Check | None, bool], ...] = tuple(
+            (plugin, plugin.check if _has(plugin, "check") else None, _has(plugin, "__call__")) for plugin in plugins
+        )
+        numbered = reversed(list(enumerate(plugins)))
+        self._finishes = tuple((number, plugin.finish) for number, plugin in numbered if _has(plugin, "finish"))
 
     def __repr__(self) -> str:
         return f"<Chain {' -> '.join([plugin.name for plugin in self.plugins] + ['upstream'])}>"
 
     async def __call__(self, request: Request) -> Response:
+        response = self.start(request)
+        return response if response is not None else await self.rest(request)
+
+    def start(self, request: Request) -> Response | None:
+        """Ask all, and go as far as possible without waiting; see `go_on`."""
         redis = self._redis
         asked = redis.asked
-        for plugin in self._askers:
-            answer = plugin.ask(request, redis)
+        answers = request.answers
+        for plugin, ask in self._asks:
+            answer = ask(request, redis)
             if answer is not None:
-                request.answers[plugin] = answer
+                answers[plugin] = answer
         if redis.asked != asked:
             # Nothing else ran in between: the difference is this request's own questions.
             request.trips = 1
             request.last_tick = redis.tick
-        return await self._handler(request)
+        return self.go_on(request)
 
+    def go_on(self, request: Request, base: int = 0) -> Response | None:
+        """As far as possible without waiting, from where the request is.
 
-def _last(upstream: Handler, depth: int) -> Handler:
-    async def call_upstream(request: Request) -> Response:
-        request.depth = depth
-        return await upstream(request)
+        Args:
+            base: the first plugin that has its say about the answer.
 
-    return call_upstream
+        Returns:
+            The answer. Or None: when `request.waiting` is ready, call this again; where that is None too, `rest`.
+        """
+        answers = request.answers
+        for position in range(request.depth, len(self._steps)):
+            plugin, check, coroutine = self._steps[position]
+            if check is not None:
+                reply = None
+                answer = answers.get(plugin)
+                if answer is not None:
+                    if answer is LATER:
+                        answer = self._ask_now(plugin, request)
+                    if not answer.ready or answer.error is not None:
+                        request.depth = position
+                        request.waiting = None if answer.ready else answer
+                        return None
+                    reply = answer.value
+                response = check(request, reply)
+                if response is LATER:
+                    request.depth = position
+                    answers[plugin] = self._ask_now(plugin, request)
+                    return self.go_on(request, base)
+                if response is not None:
+                    return self._back(request, base, position, response)
+            if coroutine:
+                request.depth = position
+                request.waiting = None
+                return None
+        request.depth = len(self._steps)
+        request.waiting = None
+        return None
 
+    def _ask_now(self, plugin: Plugin, request: Request) -> Answer:
+        """The question that could not be asked with all others.
 
-def guarded(plugin: Plugin, call_next: Handler, depth: int) -> Handler:
-    """The plugin as a handler, with what happens when Redis cannot answer it.
+        Raises:
+            RuntimeError: this is not the first time.
+        """
+        late = request.state.setdefault(LATE, set())
+        asked = self._redis.asked
+        answer = plugin.ask(request, self._redis)
+        if answer is LATER or plugin in late:
+            raise RuntimeError(f"plugin {plugin.name}: it says LATER although it is its turn")
+        late.add(plugin)
+        if self._redis.asked != asked:
+            _ = request.redis  # counts the trip
+        answer = request.answers[plugin] = answer if isinstance(answer, Answer) else Known(None)
+        return answer
 
-    The choice is only possible while `call_next` was not called: afterwards the upstream may have acted.
-    """
+    def _back(self, request: Request, base: int, position: int, response: Response) -> Response:
+        """The answer's way past the plugins before `position`, the innermost first."""
+        for number, finish in self._finishes:
+            if base <= number < position:
+                finish(request, response)
+        return response
 
-    async def call(request: Request) -> Response:
-        request.depth = depth
-        try:
-            return await plugin(request, call_next)
-        except RedisError as error:
-            if not isinstance(error, RedisDown):
-                # Out of memory, a broken script: as useless to the request as a Redis that is away.
-                logger.warning("%s: Redis refused its question: %s", plugin.name, error)
-            if request.depth != depth:
-                return unavailable()
-        choice = plugin.on_redis_failure
-        if choice == "pass":
+    # -- in a task ---------------------------------------------------------------------------------
+
+    async def rest(self, request: Request, base: int = 0) -> Response:
+        """The answer, waited for: what is left to do after `start` or `go_on` could not."""
+        while (waiting := request.waiting) is not None:
+            with suppress(RedisError):  # is looked at when it is the plugin's turn, which may be now
+                await waiting
+            response = self.go_on(request, base)
+            if response is not None:
+                return response
+        position = request.depth
+        if position == len(self._steps):
+            return self._back(request, base, position, await self._upstream(request))
+        return self._back(request, base, position, await self._call(request, position))
+
+    async def _call(self, request: Request, position: int) -> Response:
+        """A plugin's `__call__`; what its `on_redis_failure` says where Redis cannot answer it.
+
+        The choice is only possible while `call_next` was not called: afterwards the upstream may have acted.
+        """
+        plugin, check, coroutine = self._steps[position]
+
+        async def call_next(request: Request) -> Response:
+            request.depth = position + 1
+            response = self.go_on(request, position + 1)
+            return response if response is not None else await self.rest(request, position + 1)
+
+        answer = request.answers.get(plugin) if check is not None else None
+        error = None if answer is None else answer.error
+        if error is None:
+            assert coroutine
+            try:
+                return await plugin(request, call_next)
+            except RedisError as failure:
+                if request.depth != position:
+                    return unavailable()
+                error = failure
+        if not isinstance(error, RedisDown):
+            # Out of memory, a broken script: as useless to the request as a Redis that is away.
+            logger.warning("%s: Redis refused its question: %s", plugin.name, error)
+        if plugin.on_redis_failure == "pass":
             return await call_next(request)
-        if choice == "local":
+        if plugin.on_redis_failure == "local":
             return await plugin.without_redis(request, call_next)
         return unavailable()
 
-    return call
+
+def _has(plugin: Plugin, method: str) -> bool:
+    """Whether a plugin has a method of its own."""
+    return getattr(type(plugin), method) is not getattr(Plugin, method)
 
 
 def unavailable() -> Response:

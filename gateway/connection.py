@@ -9,7 +9,8 @@ by aiohttp exactly as behind a request of its own, and puts it back when it is d
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
@@ -17,12 +18,18 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway.forwarded import parse_ip
-from gateway.request import Request
-from gateway.response import REFUSED, Response, problem
-from gateway.wire import send
+from gateway.request import Head, Request
+from gateway.response import FAILED, REFUSED, Response, problem
+from gateway.store import Answer
+from gateway.wire import Sent, Unsendable, drained, send_whole
 
 if TYPE_CHECKING:
+    from gateway.plugin import Handler
     from gateway.server import Server
+
+
+END_OF_HEAD: Final = b"\r\n\r\n"
+CLIENT_GONE: Final = 499
 
 
 class BadRequest(Exception):
@@ -45,7 +52,18 @@ class Done:
 class Connection(RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_first_piece", "_head_timer", "_parked", "_server", "_short_task", "peer", "trusted")
+    __slots__ = (
+        "_between",
+        "_first_piece",
+        "_head_timer",
+        "_keep_alive",
+        "_parked",
+        "_request",
+        "_server",
+        "_short_task",
+        "peer",
+        "trusted",
+    )
 
     def __init__(self, server: Server, **options: Any) -> None:
         super().__init__(server, **options)
@@ -53,7 +71,11 @@ class Connection(RequestHandler):
         # per connection
         self.peer = ""
         self.trusted = False
+        self._between = True
+        """Whether the parser stands between two messages: only then may it be passed by."""
         # per request
+        self._request: Request | None = None
+        self._keep_alive = False
         self._parked: asyncio.Future[None] | None = None
         self._short_task: asyncio.Task[None] | None = None
         self._head_timer: asyncio.TimerHandle | None = None
@@ -83,6 +105,9 @@ class Connection(RequestHandler):
             self._waiter, self._parked = self._parked, None
         if self._short_task is not None:
             self._short_task.cancel()
+        request, self._request = self._request, None
+        if request is not None:
+            self._server.ended(request, CLIENT_GONE, 0, FAILED)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -96,11 +121,22 @@ class Connection(RequestHandler):
             or self._force_close
             or waiter.done()
         ):
+            self._between = False
             super().data_received(data)
             if self._messages and type(error := self._messages[-1][0]) is _ErrInfo:
                 self._fail_body(error.exc)
             return
+        if self._between and (head := self._server.heads.get(data)) is not None:
+            self._request_count += 1
+            self._begin(head)
+            return
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        """Bytes that no earlier request came with, on an idle connection."""
         assert self._parser is not None
+        assert self._waiter is not None
+        between, self._between = self._between, False
         try:
             messages, upgraded, tail = self._parser.feed_data(data)
         except HttpProcessingError as error:
@@ -112,6 +148,7 @@ class Connection(RequestHandler):
         if self._head_timer is not None:
             self._stop_head_timer()
         message, payload = messages[0]
+        self._request_count += len(messages)
         if (
             payload is EMPTY_PAYLOAD
             and len(messages) == 1
@@ -121,20 +158,27 @@ class Connection(RequestHandler):
             and message.method != "CONNECT"
             and self._server.short_way
         ):
-            self._request_count += 1
             self._parser.message_consumed()
-            self._waiter, self._parked = None, waiter
-            self._request_in_progress = True
-            self._short_task = self._loop.create_task(self._short_way(message))
+            try:
+                head = self._server.head(message)
+            except BadRequest as error:
+                self._park()
+                self._short_task = self._loop.create_task(self._refuse(message, error))
+                return
+            # A head ends with the first empty line: if that is the end of what came, nothing is left in the parser.
+            if data.find(END_OF_HEAD) == len(data) - len(END_OF_HEAD):
+                self._between = True
+                if between:
+                    self._server.heads.put(data, head)
+            self._begin(head)
             return
-        self._request_count += len(messages)
         self._messages.extend(messages)
         if len(self._messages) >= self._max_msg_queue_size and not self._buffer_paused:
             self._pause_reading_for_buffer()
         self._upgraded = upgraded
         if upgraded and tail:
             self._message_tail = tail
-        waiter.set_result(None)
+        self._waiter.set_result(None)
 
     def _fail_body(self, error: BaseException | None) -> None:
         """Tell the reader of a body in progress that its framing is broken: aiohttp's parser leaves it waiting."""
@@ -149,18 +193,98 @@ class Connection(RequestHandler):
         self._payload_parser.feed_eof()
         return True
 
-    async def _short_way(self, message: Any) -> None:
+    # -- the short way -----------------------------------------------------------------------------
+
+    def _begin(self, head: Head) -> None:
+        """Handle a request with this head, at once as far as that is possible."""
         server = self._server
+        request = server.request(self, head)
+        self._keep_alive = not head.should_close
+        server.began()
+        try:
+            response = head.route.chain.start(request)
+        except Exception as error:
+            response = server.failure(request, error)
+        self._request = request
+        self._go_on(request, response)
+
+    def _go_on(self, request: Request, response: Response | None) -> None:
+        """Send the answer, or wait for what its chain waits for."""
+        if response is None:
+            if self._parked is None:
+                self._park()
+            if request.waiting is not None:
+                request.waiting.then(self._woken)
+            else:
+                self._short_task = self._loop.create_task(self._answer(request, request.route.chain.rest))
+            return
+        body = response.body
+        if type(body) is bytes and not self._paused and self.transport is not None:
+            server = self._server
+            keep_alive = self._keep_alive and not server.draining
+            try:
+                sent = send_whole(self, request, response, body, keep_alive)
+            except Unsendable as error:
+                response = server.failure(request, error)
+                sent = send_whole(self, request, response, whole_body(response), keep_alive)
+            if not self._paused:
+                self._request = None
+                server.ended(request, response.status, sent.size, response.outcome)
+                if self._parked is None:
+                    self._done(sent.keep_alive)
+                else:
+                    self._end_short_way(sent.keep_alive)
+                return
+            rest = self._taken(request, response, sent)  # type: ignore[unreachable]  # sending may pause
+        else:
+            rest = self._answer(request, partial(_made, response))
+        if self._parked is None:
+            self._park()
+        self._short_task = self._loop.create_task(rest)
+
+    def _park(self) -> None:
+        """From now on what comes is queued: a request is being handled."""
+        self._waiter, self._parked = None, self._waiter
+        self._request_in_progress = True
+
+    def _woken(self, answer: Answer) -> None:
+        """Redis has replied to what the request waited for."""
+        request = self._request
+        if request is None:
+            return  # the connection was lost meanwhile
+        try:
+            response = request.route.chain.go_on(request)
+        except Exception as error:
+            response = self._server.failure(request, error)
+        self._go_on(request, response)
+
+    async def _answer(self, request: Request, respond: Handler) -> None:
+        """What cannot be done at once: respond, and send."""
+        self._request = None  # from here on the server is told by `answer`
         keep_alive = False
         try:
-            try:
-                request = server.request(self, message)
-            except BadRequest as error:
-                keep_alive = await server.refuse(self, message, error)
-            else:
-                keep_alive = await server.answer(self, request, not message.should_close)
+            keep_alive = await self._server.answer(self, request, respond, self._keep_alive)
         finally:
             self._end_short_way(keep_alive)
+
+    async def _taken(self, request: Request, response: Response, sent: Sent) -> None:
+        """What was sent at once does not fit into the client's window: wait until it is taken."""
+        self._request = None
+        keep_alive = False
+        try:
+            await drained(self, self._server.table.send_timeout)
+            keep_alive = sent.keep_alive
+        except ConnectionError:
+            pass  # the connection is closed below
+        finally:
+            self._server.ended(request, response.status, sent.size, response.outcome)
+            self._end_short_way(keep_alive)
+
+    async def _refuse(self, message: Any, error: BadRequest) -> None:
+        try:
+            await self._server.refuse(self, message, error)
+        finally:
+            self._end_short_way(False)
 
     def _end_short_way(self, keep_alive: bool) -> None:
         self._short_task = None
@@ -171,14 +295,18 @@ class Connection(RequestHandler):
         if waiter is None:
             return  # the connection was lost meanwhile
         self._waiter = waiter
+        self._done(keep_alive)
+        if self._messages and not waiter.done():
+            waiter.set_result(None)
+
+    def _done(self, keep_alive: bool) -> None:
+        """The connection is idle again, or at its end."""
         if not keep_alive or self._close or self._force_close:
             self.force_close()
             return
         self._next_keepalive_close_time = close_time = self._loop.time() + self._keepalive_timeout
         if self._keepalive_handle is None:
             self._keepalive_handle = self._loop.call_at(close_time, self._process_keepalive)
-        if self._messages and not waiter.done():
-            waiter.set_result(None)
 
     # -- what goes wrong before there is a request ---------------------------------------------------
 
@@ -204,10 +332,10 @@ class Connection(RequestHandler):
 
     async def send_problem(self, response: Response) -> None:
         """Answer something that is no usable request, as the last thing on this connection."""
-        request = Request.__new__(Request)
-        request.method, request.version = "GET", (1, 1)
         try:
-            await send(self, request, response, keep_alive=False, send_timeout=self._server.table.send_timeout)
+            send_whole(self, _UNPARSED, response, whole_body(response), keep_alive=False)
+            if self._paused:
+                await drained(self, self._server.table.send_timeout)
         except ConnectionError:
             return
         self._record_refusal(response)
@@ -254,3 +382,18 @@ class _Late(Done):
 
     async def write_eof(self) -> None:
         await self._connection.send_problem(self._response)
+
+
+def whole_body(response: Response) -> bytes:
+    """The body of an answer that the gateway has made itself."""
+    assert isinstance(response.body, bytes)
+    return response.body
+
+
+async def _made(response: Response, request: Request) -> Response:
+    """A `Handler` for what has its answer already."""
+    return response
+
+
+_UNPARSED: Final = Head()
+_UNPARSED.method, _UNPARSED.version = "GET", (1, 1)

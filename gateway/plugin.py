@@ -5,14 +5,19 @@ A plugin is one link of a route's chain. The life of one:
 1. its table in the configuration is read into `Config`; a wrong key is an error before anything starts;
 2. it is made: `Plugin(config, name)`; nothing is opened yet;
 3. `start(worker)` runs once in each worker process, in the chain's order;
-4. for each request: every plugin's `ask`, in order and without waiting; then `__call__`, one around the next;
+4. for each request: every plugin's `ask`, in order and without waiting; then, plugin by plugin, `check` with what
+   Redis replied, and `__call__` around all that is further in; on the way back `finish`;
 5. `stop()` runs once, in reverse order, after the last request was answered.
+
+Most plugins need no `await` beside their question to Redis: they write `ask`, `check` and `finish`, and a request
+whose plugins all do costs neither a task nor a coroutine. `__call__` is for those that need more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -29,7 +34,7 @@ from gateway.response import (
     header_line,
     problem,
 )
-from gateway.store import Answer, Known, Redis, RedisDown, RedisError, Script
+from gateway.store import Answer, Call, Known, Read, Redis, RedisDown, RedisError, Script
 
 if TYPE_CHECKING:
     from gateway.worker import Worker as Worker
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FAILED",
     "HIT",
+    "LATER",
     "MISS",
     "PASS",
     "REFUSED",
@@ -45,11 +51,13 @@ __all__ = [
     "BodyBroken",
     "BodyTimeout",
     "BodyTooLarge",
+    "Call",
     "Handler",
     "Known",
     "OnRedisFailure",
     "Plugin",
     "PluginConfig",
+    "Read",
     "Redis",
     "RedisDown",
     "RedisError",
@@ -65,6 +73,16 @@ __all__ = [
 Handler = Callable[[Request], Awaitable[Response]]
 
 OnRedisFailure = Literal["pass", "refuse", "local"]
+
+
+class Later(Enum):
+    """The type of `LATER`."""
+
+    LATER = "later"
+
+
+LATER: Final = Later.LATER
+"""From `ask`: not now, but when it is my turn. From `check`: what I asked was beside the point; ask me again."""
 
 
 class PluginConfig(BaseModel):
@@ -93,13 +111,29 @@ class Plugin:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
 
-    def ask(self, request: Request, redis: Redis) -> Answer | None:
+    def ask(self, request: Request, redis: Redis) -> Answer | Later | None:
         """Ask Redis, without waiting; `request.answers[self]` holds what is returned here.
 
         It runs even if an earlier plugin refuses the request afterwards: it may read or count, not consume.
-        It sees what earlier plugins' `ask` could set without waiting.
+        It sees what earlier plugins' `ask` could set without waiting. What depends on what they will only learn from
+        Redis is asked by `request.guess`, or `LATER`: then `ask` runs again when it is this plugin's turn (which
+        costs a round trip of its own).
         """
         return None
+
+    def check(self, request: Request, reply: Any) -> Response | Later | None:
+        """Look at what Redis replied: refuse or answer with a response, or let the request pass with None.
+
+        It runs once everything before this plugin has let the request pass. A request that passes goes on to
+        `__call__` if the plugin has one.
+
+        Args:
+            reply: what the answer from `ask` became; None where `ask` returned None.
+        """
+        return None
+
+    def finish(self, request: Request, response: Response) -> None:
+        """See, and change, the answer to a request that this plugin's `check` has let pass."""
 
     async def __call__(self, request: Request, call_next: Handler) -> Response:
         """Answer, or pass on with `await call_next(request)` and change what comes back."""

@@ -10,7 +10,7 @@ from multidict import CIMultiDictProxy
 if TYPE_CHECKING:
     from gateway.plugin import Plugin
     from gateway.routes import Route
-    from gateway.store import Redis
+    from gateway.store import Answer, Redis
 
 # Behind the name of a field in `Request.changes`: a line beside the client's, not instead of them.
 ADDED: Final = b" "
@@ -40,6 +40,44 @@ class RequestBody(Protocol):
         """The whole body. Raises BodyTooLarge, BodyTimeout or BodyBroken."""
 
 
+class Head:
+    """What the bytes of a request's head say, and where they lead. Requests with the same bytes share one.
+
+    Everything here is a function of those bytes alone, never of who sent them or when.
+    """
+
+    __slots__ = (
+        "headers",
+        "host",
+        "host_line",
+        "method",
+        "notes",
+        "params",
+        "path",
+        "query",
+        "raw_headers",
+        "route",
+        "should_close",
+        "target",
+        "version",
+    )
+
+    method: str
+    version: tuple[int, int]
+    headers: CIMultiDictProxy[str]
+    raw_headers: tuple[tuple[bytes, bytes], ...]
+    should_close: bool
+    target: str
+    path: str
+    query: str
+    host: str
+    host_line: bytes | None
+    """The `Host` line that replaces the client's, where the target names another authority."""
+    route: Route
+    params: Mapping[str, str]
+    notes: dict[Any, Any]
+
+
 class Request:
     """What came in, and what the chain has found out about it so far.
 
@@ -54,6 +92,7 @@ class Request:
         "changes",
         "client",
         "depth",
+        "guess",
         "headers",
         "host",
         "id",
@@ -61,6 +100,7 @@ class Request:
         "identity_pending",
         "last_tick",
         "method",
+        "notes",
         "params",
         "path",
         "query",
@@ -76,6 +116,7 @@ class Request:
         "upstream_seconds",
         "user",
         "version",
+        "waiting",
     )
 
     method: str
@@ -99,6 +140,10 @@ class Request:
     route: Route
     params: Mapping[str, str]
     """What the route's `{name}` segments matched."""
+    notes: dict[Any, Any]
+    """What plugins have worked out from the request's head alone, each under itself as the key: requests whose heads
+    are the same bytes share it. Never what depends on the client, on time, or on what Redis said, and nothing large:
+    it is kept for as long as the head is remembered."""
     id: str
     started: float
     """`time.monotonic()` when the request was complete."""
@@ -110,6 +155,9 @@ class Request:
     """Whom this request speaks for; answers are kept apart by it. None: nobody in particular."""
     identity_pending: bool
     """An `ask` of an earlier plugin will tell the identity, but only once Redis has replied."""
+    guess: str | None
+    """Whom it will turn out to speak for, if nothing has changed since these credentials were last seen. Good enough
+    to ask Redis with, in the same trip; never to decide by."""
     trips: int
     """Redis round trips this request has waited for."""
     upstream_seconds: float | None
@@ -119,8 +167,38 @@ class Request:
     state: dict[str, Any]
     depth: int
     """How far down the chain the request has come (`gateway.chain`)."""
+    waiting: Answer | None
+    """What the chain waits for (`gateway.chain`)."""
     last_tick: int
     _redis: Redis
+
+    def __init__(self, head: Head, redis: Redis, number: str, started: float, client: str) -> None:
+        self.id = number
+        self.started = started
+        self.client = client
+        self.method = head.method
+        self.version = head.version
+        self.headers = head.headers
+        self.raw_headers = head.raw_headers
+        self.target = head.target
+        self.path = head.path
+        self.query = head.query
+        self.host = head.host
+        self.route = head.route
+        self.params = head.params
+        self.notes = head.notes
+        self.scheme = "http"
+        self.body = self.upgrade = None
+        self.user = self.token = self.identity = self.guess = None
+        self.identity_pending = False
+        self.upstream_seconds = None
+        self.trips = self.depth = 0
+        self.last_tick = -1
+        self.waiting = None
+        self.answers = {}
+        self.changes = {} if head.host_line is None else {b"host": head.host_line}
+        self.state = {}
+        self._redis = redis
 
     def __repr__(self) -> str:
         return f"<Request {self.method} {self.path} from {self.client}>"

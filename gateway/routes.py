@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
+from gateway.chain import Chain
 from gateway.config import RouteTable
-from gateway.plugin import Handler
 
 NO_PARAMS: Final[Mapping[str, str]] = {}
 MAX_SEGMENTS: Final = 256
@@ -36,7 +36,7 @@ class Route:
 
     name: str
     table: RouteTable
-    handler: Handler
+    chain: Chain
 
     def __repr__(self) -> str:
         return f"<Route {self.name}>"

@@ -1,9 +1,9 @@
 """aiohttp's connection -> Request -> chain -> bytes.
 
-Two ways in, one inside. A request without body and upgrade that meets an idle connection takes the *short way*: one
-task that writes the answer's bytes, without aiohttp's request and response objects. Every other one takes aiohttp's
-own way. Both (`gateway.connection`) build the same `Request`, call the same chain, and write through the same
-`wire.send`.
+Two ways in, one inside. A request without body and upgrade that meets an idle connection takes the *short way*:
+straight from the read that brought it to the bytes of its answer, without aiohttp's request and response objects, and
+without a task as long as nothing needs one. Every other one takes aiohttp's own way. Both (`gateway.connection`)
+build the same `Request`, go down the same chain, and write through `gateway.wire`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 from aiohttp import web
@@ -20,16 +21,18 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.body import ClientBody
-from gateway.config import RouteTable
 from gateway.config import Server as ServerTable
 from gateway.connection import BadRequest, Connection, Done
+from gateway.fixed import FixedRoutes
 from gateway.forwarded import TrustedProxies
+from gateway.heads import Heads
 from gateway.observe import Observer
-from gateway.request import BodyBroken, BodyTimeout, BodyTooLarge, Request
-from gateway.response import FAILED, Response, problem
+from gateway.plugin import Handler
+from gateway.request import BodyBroken, BodyTimeout, BodyTooLarge, Head, Request
+from gateway.response import FAILED, Response, header_line, problem
 from gateway.routes import NO_PARAMS, MethodNotAllowed, Route, Routes
 from gateway.store import Redis
-from gateway.wire import send
+from gateway.wire import Sent, Unsendable, send
 
 logger = logging.getLogger("gateway.server")
 
@@ -42,13 +45,6 @@ VERSIONS: Final = ((1, 1), (1, 0))
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE: Final = re.compile(r"https?://([^/?#]+)(.*)", re.IGNORECASE | re.DOTALL)
 H2C: Final = "h2c"
-
-
-async def _nobody(request: Request) -> Response:
-    return problem(404, "No such route", "No route of this gateway matches the request's host and path.")
-
-
-NO_ROUTE: Final = Route("-", RouteTable(name="-"), _nobody)
 
 
 class Server(web.Server):
@@ -95,6 +91,8 @@ class Server(web.Server):
         self.refused_connections = 0
         self._node = node
         self._number = 0
+        self.heads = Heads()
+        self._fixed = FixedRoutes(redis)
         self._hosts: dict[str, str] = {}
         self._quiet = asyncio.Event()
 
@@ -103,53 +101,52 @@ class Server(web.Server):
 
     # -- a request ---------------------------------------------------------------------------------
 
-    def request(self, connection: Connection, message: Any) -> Request:
-        """The parser's message as a Request without body.
+    def head(self, message: Any) -> Head:
+        """What the parser's message means, and where it leads.
 
         Raises:
             BadRequest: its target or Host is not one thing only.
         """
-        request = Request.__new__(Request)
-        self._number += 1
-        request.id = f"{self._node}-{self._number:x}"
-        # Not the loop's clock: uvloop's has whole milliseconds and stands still during a tick.
-        request.started = time.monotonic()
-        request.method = message.method
-        request.version = message.version
-        request.headers = headers = message.headers
-        request.raw_headers = message.raw_headers
-        request.scheme = "http"
-        request.client = connection.peer
-        request.route = NO_ROUTE
-        request.params = NO_PARAMS
-        request.body = None
-        request.upgrade = None
-        request.user = request.token = request.identity = None
-        request.identity_pending = False
-        request.trips = request.depth = 0
-        request.last_tick = -1
-        request.upstream_seconds = None
-        request.answers = {}
-        request.changes = {}
-        request.state = {}
-        request._redis = self.redis
+        head = Head()
+        head.method = message.method
+        head.version = message.version
+        head.headers = headers = message.headers
+        head.raw_headers = message.raw_headers
+        head.should_close = message.should_close
+        head.host_line = None
+        head.notes = {}
         if message.version not in VERSIONS:
             raise BadRequest("the protocol version is neither HTTP/1.0 nor HTTP/1.1")
         target = message.path
-        request.path = request.query = request.host = ""
         if target[:1] != "/":
-            target = self._absolute(request, target)
+            target = self._absolute(head, target)
         else:
-            request.host = self._host(headers.get("Host"), message.version)
+            head.host = self._host(headers.get("Host"), message.version)
         if "#" in target:
             raise BadRequest("the request target has a fragment")
-        request.target = target
-        request.path, _, request.query = target.partition("?")
+        head.target = target
+        head.path, _, head.query = target.partition("?")
+        head.route, head.params = self._lead(head)
+        return head
+
+    def _lead(self, head: Head) -> tuple[Route, Mapping[str, str]]:
+        if head.path == "*":
+            return self._fixed.star, NO_PARAMS
+        try:
+            return self.routes.find(head.host, head.path, head.method) or (self._fixed.nowhere, NO_PARAMS)
+        except MethodNotAllowed as error:
+            return self._fixed.not_allowed(error.allowed), NO_PARAMS
+
+    def request(self, connection: Connection, head: Head) -> Request:
+        """A request with this head, without body."""
+        self._number = number = self._number + 1
+        # Not the loop's clock: uvloop's has whole milliseconds and stands still during a tick.
+        request = Request(head, self.redis, f"{self._node}-{number:x}", time.monotonic(), connection.peer)
         if connection.trusted:
             request.state["trusted"] = True
             request.state["peer"] = connection.peer
-            request.client = self.trusted.client_of(connection.peer, headers)
-            if (proto := headers.get("X-Forwarded-Proto", "").lower()) in ("http", "https"):
+            request.client = self.trusted.client_of(connection.peer, head.headers)
+            if (proto := head.headers.get("X-Forwarded-Proto", "").lower()) in ("http", "https"):
                 request.scheme = proto
         return request
 
@@ -167,61 +164,71 @@ class Server(web.Server):
             host = self._hosts[value] = value.lower()
         return host
 
-    def _absolute(self, request: Request, target: str) -> str:
+    def _absolute(self, head: Head, target: str) -> str:
         """The path of an absolute-form target, whose authority replaces Host (RFC 9112, section 3.2.2)."""
-        if target == "*" and request.method == "OPTIONS":
-            request.host = self._host(request.headers.get("Host"), request.version)
+        field = self._host(head.headers.get("Host"), head.version)
+        if target == "*" and head.method == "OPTIONS":
+            head.host = field
             return "*"
         match = _ABSOLUTE.fullmatch(target)
         if match is None:
             raise BadRequest("the request target is neither a path nor an http URL")
-        self._host(request.headers.get("Host"), request.version)
         authority = match[1]
-        request.host = self._host(authority, request.version)
-        request.set_header("Host", authority)
+        head.host = self._host(authority, head.version)
+        head.host_line = header_line("Host", authority)
         rest = match[2]
         return rest if rest[:1] == "/" else "/" + rest
 
-    async def respond(self, request: Request) -> Response:
-        """The answer to a request: its chain's, or what became of it. Only cancellation gets out."""
-        try:
-            if request.path == "*":
-                return Response(204)
-            found = self.routes.find(request.host, request.path, request.method)
-            if found is None:
-                return await _nobody(request)
-            request.route, request.params = found
-            return await request.route.handler(request)
-        except MethodNotAllowed as error:
-            response = problem(405, "Method not allowed", "This path does not take the method.")
-            response.set("Allow", ", ".join(error.allowed))
-            return response
-        except BodyTooLarge:
+    def failure(self, request: Request, error: Exception) -> Response:
+        """What becomes of a request whose chain has raised."""
+        if isinstance(error, BodyTooLarge):
             return problem(413, "Content too large", f"The body is longer than {self.table.max_body} bytes.")
-        except BodyTimeout:
+        if isinstance(error, BodyTimeout):
             return problem(408, "Request timeout", "The body did not arrive in time.")
-        except BodyBroken:
+        if isinstance(error, BodyBroken):
             return problem(400, "Bad request", "The body ended early or is framed wrongly.")
-        except Exception:
-            logger.exception("%s %s: a plugin or the upstream's handler failed", request.method, request.path)
-            return problem(500, "Internal error", "The gateway failed to handle the request.")
+        logger.error("%s %s: a plugin or the upstream's handler failed", request.method, request.path, exc_info=error)
+        return problem(500, "Internal error", "The gateway failed to handle the request.")
 
-    async def answer(self, connection: Connection, request: Request, keep_alive: bool) -> bool:
-        """Respond and send; whether the connection may serve another request."""
+    def began(self) -> None:
+        """A request is being handled: `ended` follows, whatever happens."""
         self.in_flight += 1
+
+    def ended(self, request: Request, status: int, size: int, outcome: str) -> None:
+        """A request was answered, or will never be.
+
+        Args:
+            status: 499 where the client had gone.
+            size: bytes of the answer.
+        """
+        self.in_flight -= 1
+        if not self.in_flight:
+            self._quiet.set()
+        if self.observer is not None:
+            self.observer.record(request, status, size, outcome)
+
+    async def answer(
+        self,
+        connection: Connection,
+        request: Request,
+        respond: Callable[[Request], Awaitable[Response]],
+        keep_alive: bool,
+    ) -> bool:
+        """Respond and send, in a task, and tell `ended`; whether the connection may serve another request."""
         response = None
         size = 0
         outcome = FAILED
         try:
-            response = await self.respond(request)
+            try:
+                response = await respond(request)
+            except Exception as error:
+                response = self.failure(request, error)
+            try:
+                sent = await self._send(connection, request, response, keep_alive)
+            except Unsendable as error:
+                response = self.failure(request, error)
+                sent = await self._send(connection, request, response, keep_alive)
             outcome = response.outcome
-            sent = await send(
-                connection,
-                request,
-                response,
-                keep_alive=keep_alive and not self.draining,
-                send_timeout=self.table.send_timeout,
-            )
             size = sent.size
             return sent.keep_alive
         except ConnectionError:
@@ -232,11 +239,11 @@ class Server(web.Server):
             logger.warning("%s %s: the answer broke off: %s", request.method, request.path, error)
             return False
         finally:
-            self.in_flight -= 1
-            if not self.in_flight:
-                self._quiet.set()
-            if self.observer is not None:
-                self.observer.record(request, response.status if response is not None else 499, size, outcome)
+            self.ended(request, response.status if response is not None else 499, size, outcome)
+
+    async def _send(self, connection: Connection, request: Request, response: Response, keep_alive: bool) -> Sent:
+        keep_alive = keep_alive and not self.draining
+        return await send(connection, request, response, keep_alive=keep_alive, send_timeout=self.table.send_timeout)
 
     async def refuse(self, connection: Connection, message: Any, error: BadRequest) -> bool:
         """400 for a request that was parsed but is ambiguous; the connection is closed."""
@@ -247,7 +254,7 @@ class Server(web.Server):
         connection, message = base._protocol, base._message
         assert isinstance(connection, Connection)
         try:
-            request = self.request(connection, message)
+            request = self.request(connection, self.head(message))
             self._complete(request, connection, message, base._payload)
         except BadRequest as error:
             return Done(await self.refuse(connection, message, error))
@@ -256,7 +263,8 @@ class Server(web.Server):
                 problem(413, "Content too large", f"The body is longer than {self.table.max_body} bytes.")
             )
             return Done(False)
-        keep_alive = await self.answer(connection, request, not message.should_close)
+        self.began()
+        keep_alive = await self.answer(connection, request, request.route.chain, not message.should_close)
         if isinstance(request.body, ClientBody) and request.body.stopped:
             connection.force_close()  # nothing more will come that would be worth lingering for
         return Done(keep_alive)

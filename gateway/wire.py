@@ -7,7 +7,7 @@ import time
 from email.utils import formatdate
 from typing import Any, Final
 
-from gateway.request import Request
+from gateway.request import Head, Request
 from gateway.response import REASONS, Response
 
 # Below this a copy into one piece is cheaper than a second buffer for the kernel.
@@ -18,6 +18,9 @@ NO_BODY: Final = frozenset({204, 304})
 CLOSE: Final = b"Connection: close\r\n"
 KEEP_ALIVE: Final = b"Connection: keep-alive\r\n"
 CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
+UPGRADE: Final = b"Connection: Upgrade\r\n"
+CRLF: Final = b"\r\n"
+VERSION_11: Final = (1, 1)
 
 _status_lines: dict[tuple[int, str | None], bytes] = {}
 _date: tuple[int, bytes] = (0, b"")
@@ -25,6 +28,10 @@ _date: tuple[int, bytes] = (0, b"")
 
 class ClientTooSlow(ConnectionError):
     """The client did not take what was sent to it within `server.send_timeout`."""
+
+
+class Unsendable(ValueError):
+    """A header that would split the answer; nothing was written."""
 
 
 def status_line(status: int, reason: str | None) -> bytes:
@@ -47,71 +54,107 @@ def date_line() -> bytes:
     return _date[1]
 
 
-async def send(protocol: Any, request: Request, response: Response, *, keep_alive: bool, send_timeout: float) -> Sent:
-    """Write an answer to a client's connection.
+def send_whole(protocol: Any, request: Request | Head, response: Response, body: bytes, keep_alive: bool) -> Sent:
+    """Write an answer that is there in one piece, at once; `drained` tells when the client has taken it.
 
     Args:
         protocol: aiohttp's server protocol, connected.
         keep_alive: whether the connection may serve another request afterwards.
+
+    Raises:
+        ConnectionError: the client has gone.
+        Unsendable: its header has a control character.
+    """
+    transport = protocol.transport
+    if transport is None:
+        raise ConnectionResetError("the client has gone")
+    status = response.status
+    if status in NO_BODY or request.method == "HEAD":
+        framing, body = _bodiless(response, body), b""
+    else:
+        framing = b"Content-Length: %d\r\n" % len(body)
+    if not keep_alive:
+        framing += CLOSE
+    elif request.version < VERSION_11:
+        framing += KEEP_ALIVE
+    date = b"" if response.has(b"date") else date_line()
+    if len(body) <= ONE_PIECE_BYTES:
+        piece = b"".join((status_line(status, response.reason), head_of(response), framing, date, CRLF, body))
+        transport.write(piece)
+        return Sent(len(piece), keep_alive)
+    head = b"".join((status_line(status, response.reason), head_of(response), framing, date, CRLF))
+    transport.writelines((head, body))
+    return Sent(len(head) + len(body), keep_alive)
+
+
+def head_of(response: Response) -> bytes:
+    """Its header lines.
+
+    Raises:
+        Unsendable: one has a control character.
+    """
+    try:
+        return response.head()
+    except ValueError as error:
+        raise Unsendable(str(error)) from error
+
+
+def _bodiless(response: Response, body: bytes) -> bytes:
+    """The framing of an answer that ends with its head: to HEAD, 204 and 304 (RFC 9110, section 8.6)."""
+    if response.status == 204:
+        return b""
+    length = response.length
+    # A HEAD's answer that tells no length (the GET's is chunked) does not tell 0.
+    if length is None and body and response.status != 304:
+        length = len(body)
+    return b"" if length is None else b"Content-Length: %d\r\n" % length
+
+
+async def send(protocol: Any, request: Request, response: Response, *, keep_alive: bool, send_timeout: float) -> Sent:
+    """Write any answer to a client's connection.
+
+    Args:
+        protocol, keep_alive: see `send_whole`.
         send_timeout: seconds a client may refuse to take a piece.
 
     Raises:
         ConnectionError: the client has gone, or is too slow.
+        Unsendable: its header has a control character.
         Exception: what a streamed body raised; the connection cannot be used any more.
     """
     body: Any = response.body
     status = response.status
-    old_client = request.version < (1, 1)
-    framing = b""
+    if type(body) is not bytes and (status in NO_BODY or request.method == "HEAD"):
+        await body.aclose()
+        body = b""
+    if type(body) is bytes:
+        sent = send_whole(protocol, request, response, body, keep_alive)
+        if protocol._paused:
+            await drained(protocol, send_timeout)
+        return sent
     chunked = False
-    if status == 101 or status in NO_BODY or request.method == "HEAD":
-        if status not in (101, 204):
-            length = response.length
-            # A HEAD's answer that tells no length (the GET's is chunked) does not tell 0.
-            if length is None and type(body) is bytes and body and status != 304:
-                length = len(body)
-            if length is not None:
-                framing = b"Content-Length: %d\r\n" % length
-        if type(body) is not bytes and status != 101:
-            await body.aclose()
-            body = b""
-        elif type(body) is bytes:
-            body = b""
-    elif type(body) is bytes:
-        framing = b"Content-Length: %d\r\n" % len(body)
+    if status == 101:
+        framing = UPGRADE
+        keep_alive = False
     elif response.length is not None:
         framing = b"Content-Length: %d\r\n" % response.length
-    elif old_client:
+    elif request.version < VERSION_11:
+        framing = b""
         keep_alive = False
     else:
         framing = CHUNKED
         chunked = True
-    if status == 101:
-        framing = b"Connection: Upgrade\r\n"
-        keep_alive = False
-    elif not keep_alive:
-        framing += CLOSE
-    elif old_client:
-        framing += KEEP_ALIVE
-    if not response.has(b"date"):
-        framing += date_line()
-    head = b"".join((status_line(status, response.reason), response.head(), framing, b"\r\n"))
+    if status != 101:
+        if not keep_alive:
+            framing += CLOSE
+        elif request.version < VERSION_11:
+            framing += KEEP_ALIVE
+    date = b"" if response.has(b"date") else date_line()
+    head = b"".join((status_line(status, response.reason), head_of(response), framing, date, CRLF))
     transport = protocol.transport
     if transport is None:
-        if type(body) is not bytes:
-            await body.aclose()
+        await body.aclose()
         raise ConnectionResetError("the client has gone")
-    if type(body) is bytes:
-        size = len(head) + len(body)
-        if not body:
-            transport.write(head)
-        elif len(body) <= ONE_PIECE_BYTES:
-            transport.write(head + body)
-        else:
-            transport.writelines((head, body))
-        if protocol._paused:
-            await drained(protocol, send_timeout)
-        return Sent(size, keep_alive)
     if status == 101:
         transport.write(head)
         await body.run(protocol)

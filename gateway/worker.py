@@ -71,9 +71,8 @@ class Worker:
 
     def _route(self, index: int) -> Route:
         table = self.config.routes[index]
-        chain = [self.plugins[name] for name in table.plugins if name in self.plugins]
-        handler = Chain(chain, self.upstreams[table.upstream], self.redis)
-        return Route(table.label, table, handler)
+        plugins = [self.plugins[name] for name in table.plugins if name in self.plugins]
+        return Route(table.label, table, Chain(plugins, self.upstreams[table.upstream], self.redis))
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Start everything, then accept connections on these listening sockets.

@@ -3,15 +3,26 @@
 RedisError                  Redis answered with an error (wrong type, out of memory, a script's error)
 └── RedisDown               Redis did not answer: the link is down, or its queue is full
     └── RedisTimeout        the reply did not come within `redis.timeout`
+
+Answer
+├── Known                   there already: from the mirror, or from this process' own state
+├── Down                    will not come
+└── Reply                   will come, or fail, within `redis.timeout`
+
+A `Reply` is lighter than a future: nothing is scheduled for one that nobody awaits, and who has registered with `then`
+is called straight from the read that brought the reply.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Generator
+import asyncio
+import logging
+from collections.abc import Callable, Generator
 from typing import Any
 
-Answer = Awaitable[Any]
-"""A reply that is awaited once: a future that will have it, or a `Known` that has it."""
+import hiredis
+
+logger = logging.getLogger("gateway.redis")
 
 
 class RedisError(Exception):
@@ -26,17 +37,116 @@ class RedisTimeout(RedisDown):
     """The reply did not come in time; the command may have been carried out."""
 
 
-class Known:
+class Answer:
+    """An answer to a question. Await it, any number of times, for its value.
+
+    Attributes:
+        ready: whether `value` or `error` tell already.
+        value: the reply.
+        error: why there is none; awaiting the answer raises it.
+    """
+
+    __slots__ = ()
+
+    ready: bool
+    value: Any
+    error: RedisError | None
+
+    def then(self, callback: Callable[[Answer], None]) -> None:
+        """Call this once the answer is ready: at once, or from the read that brings it."""
+        callback(self)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from ()  # makes this a generator, as __await__ must give an iterator
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class Known(Answer):
     """An answer that is already there: awaiting it does not suspend."""
 
     __slots__ = ("value",)
 
+    ready = True
+    error = None
+
     def __init__(self, value: Any) -> None:
         self.value = value
 
-    def __await__(self) -> Generator[Any, None, Any]:
-        yield from ()  # makes this a generator, as __await__ must give an iterator
-        return self.value
-
     def __repr__(self) -> str:
         return f"Known({self.value!r})"
+
+
+class Down(Answer):
+    """An answer that will not come: awaiting it raises."""
+
+    __slots__ = ("error",)
+
+    ready = True
+    value = None
+
+    def __init__(self, error: RedisError) -> None:
+        self.error = error
+
+
+class Reply(Answer):
+    """A reply that is on its way. A link calls `settle` or `fail`, each at most once; what comes late is dropped."""
+
+    __slots__ = ("_callbacks", "error", "ready", "value")
+
+    def __init__(self) -> None:
+        self.ready = False
+        self.value = None
+        self.error = None
+        self._callbacks: list[Callable[[Answer], None]] | None = None
+
+    def __repr__(self) -> str:
+        state = "pending" if not self.ready else repr(self.error or self.value)
+        return f"<{type(self).__name__} {state}>"
+
+    def settle(self, reply: Any) -> None:
+        """The server's reply has come."""
+        if self.ready:
+            return
+        if type(reply) is hiredis.ReplyError:
+            self.error = RedisError(str(reply))
+        else:
+            self.value = reply
+        self._arrived()
+
+    def fail(self, error: RedisDown) -> bool:
+        """No reply will come; whether anybody still waited for one."""
+        if self.ready:
+            return False
+        self.error = error
+        self._arrived()
+        return True
+
+    def _arrived(self) -> None:
+        self.ready = True
+        callbacks, self._callbacks = self._callbacks, None
+        if callbacks is not None:
+            for callback in callbacks:
+                try:
+                    callback(self)
+                except Exception:
+                    # Whatever an asker does wrong, the replies behind this one belong to others.
+                    logger.exception("redis: handling a reply failed")
+
+    def then(self, callback: Callable[[Answer], None]) -> None:
+        if self.ready:
+            callback(self)
+        elif self._callbacks is None:
+            self._callbacks = [callback]
+        else:
+            self._callbacks.append(callback)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        if not self.ready:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.then(lambda _: None if future.done() else future.set_result(None))
+            yield from future
+        if self.error is not None:
+            raise self.error
+        return self.value

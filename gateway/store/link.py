@@ -18,13 +18,13 @@ import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 import hiredis
 from redis.asyncio.connection import parse_url
 from redis.exceptions import RedisError as ClientError
 
-from gateway.store.answer import RedisDown, RedisError, RedisTimeout
+from gateway.store.answer import RedisDown, RedisError, RedisTimeout, Reply
 from gateway.store.script import Script
 
 logger = logging.getLogger("gateway.redis")
@@ -37,14 +37,6 @@ NOT_COMPLETE: Final = object()
 pack: Final = cast(Callable[[tuple[Any, ...]], bytes], hiredis.pack_command)
 # The first command of the handshake may wait for a server that is still loading its data.
 CONNECT_SECONDS: Final = 5.0
-
-
-class Entry(Protocol):
-    """What waits for a reply."""
-
-    def settle(self, reply: Any) -> None: ...
-
-    def fail(self, error: RedisDown) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +86,7 @@ class Link:
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader(notEnoughData=NOT_COMPLETE)
         self._outbox: list[bytes] = []
-        self._waiting: deque[Entry | asyncio.Future[Any] | None] = deque()
+        self._waiting: deque[Reply | None] = deque()
         self._asked = 0  # how many entries were ever put into _waiting on this connection
         self._replied = 0
         self._batches: deque[tuple[int, float]] = deque()  # (_asked at the flush, when)
@@ -121,7 +113,7 @@ class Link:
         """How many replies are outstanding."""
         return len(self._waiting)
 
-    def put(self, packed: bytes, entry: Entry | asyncio.Future[Any] | None) -> None:
+    def put(self, packed: bytes, entry: Reply | None) -> None:
         """Queue one packed command; the caller has looked at `up` and `full`, and calls `flush` this tick."""
         self._outbox.append(packed)
         self._waiting.append(entry)
@@ -164,8 +156,6 @@ class Link:
                 if entry is None:
                     if isinstance(reply, hiredis.ReplyError):
                         logger.warning("redis: a command nobody waits for failed: %s", reply)
-                elif isinstance(entry, asyncio.Future):
-                    settle(entry, reply)
                 else:
                     entry.settle(reply)
         except (hiredis.HiredisError, IndexError) as error:
@@ -202,7 +192,8 @@ class Link:
                 logger.error("redis: link %s is down: %s", self.name, why)
         failure = RedisDown(f"Redis is down: {why}")
         for entry in waiting:
-            fail(entry, failure)
+            if entry is not None:
+                entry.fail(failure)
 
     # -- keeping it up -----------------------------------------------------------------------------
 
@@ -274,16 +265,14 @@ class Link:
             # and each count of a limit would push an invalidation to all workers.
             commands.append(["CLIENT", "TRACKING", "ON", "OPTIN"])
         commands += [["SCRIPT", "LOAD", script.source] for script in self.scripts.values()]
-        futures = [self._loop.create_future() for _ in commands]
-        for command, future in zip(commands, futures, strict=True):
-            self.put(pack(tuple(command)), future)
+        replies = [Reply() for _ in commands]
+        for command, reply in zip(commands, replies, strict=True):
+            self.put(pack(tuple(command)), reply)
         self.flush()
-        try:
-            replies = await asyncio.gather(*futures)
-        finally:
-            for future in futures:
-                future.cancel()
-        self.server_version = check_version(replies[0])
+        hello_reply, *others = replies
+        self.server_version = check_version(await hello_reply)
+        for other in others:
+            await other
 
     async def _watch(self) -> None:
         """Until the connection is lost: does not trust a silent one."""
@@ -310,7 +299,7 @@ class Link:
         while batches and batches[0][1] + timeout <= now:
             late = batches.popleft()[0]
         for entry in list(self._waiting)[: max(0, late - self._replied)] if late else ():
-            if fail(entry, RedisTimeout(f"no reply from Redis within {timeout * 1000:.0f} ms")):
+            if entry is not None and entry.fail(RedisTimeout(f"no reply from Redis within {timeout * 1000:.0f} ms")):
                 self.timeouts += 1
         self._timer = self._loop.call_at(batches[0][1] + timeout, self._expire) if batches else None
 
@@ -331,31 +320,6 @@ class _Wire(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         assert self._transport is not None
         self._link.lost(self._transport, error)
-
-
-def settle(future: asyncio.Future[Any], reply: Any) -> None:
-    """Give a future its reply, unless its asker has gone."""
-    if future.done():
-        return
-    if isinstance(reply, hiredis.ReplyError):
-        fail(future, RedisError(str(reply)))
-    else:
-        future.set_result(reply)
-
-
-def fail(entry: Entry | asyncio.Future[Any] | None, error: RedisError) -> bool:
-    """Give an entry an error instead of its reply; whether it was still waiting."""
-    if entry is None:
-        return False
-    if not isinstance(entry, asyncio.Future):
-        assert isinstance(error, RedisDown)
-        entry.fail(error)
-        return True
-    if entry.done():
-        return False
-    entry.set_exception(error)
-    entry.exception()  # asked by nobody any more is no reason for a line in the log
-    return True
 
 
 def tls_context(where: dict[str, Any]) -> ssl.SSLContext | None:

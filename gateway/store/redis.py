@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import hiredis
 
-from gateway.store.answer import Answer, Known, RedisDown, RedisError
-from gateway.store.link import Link, LinkOptions, fail, pack, settle
+from gateway.store.answer import Answer, Down, Known, RedisDown, Reply
+from gateway.store.link import Link, LinkOptions, pack
 from gateway.store.mirror import Mirror
 from gateway.store.script import Script
 
@@ -27,17 +27,37 @@ READS: Final = frozenset(
 )
 
 
-class Down:
-    """An answer that will not come: awaiting it raises."""
+class Call:
+    """A script call, prepared: ask it as often as you like. Keep it where the same call is made again and again.
 
-    __slots__ = ("error",)
+    Args:
+        keys: all in one hash tag.
+        bulk: see `Redis.ask`.
+    """
 
-    def __init__(self, error: RedisError) -> None:
-        self.error = error
+    __slots__ = ("args", "bulk", "keys", "packed", "script")
 
-    def __await__(self) -> Generator[Any, None, Any]:
-        yield from ()
-        raise self.error
+    def __init__(self, script: Script, keys: Sequence[Part], args: Sequence[Part] = (), *, bulk: bool = False) -> None:
+        self.script = script
+        self.keys = tuple(_key(key) for key in keys)
+        self.args = args
+        self.bulk = bulk
+        self.packed = pack(("EVALSHA", script.sha, len(self.keys), *self.keys, *args))
+
+
+class Read:
+    """A reading command on one key, prepared. See `Redis.read` for the arguments."""
+
+    __slots__ = ("bulk", "command", "key", "packed", "parse")
+
+    def __init__(
+        self, command: str, key: Part, *, parse: Callable[[Any], Any] | None = None, bulk: bool = False
+    ) -> None:
+        self.command = command
+        self.key = _key(key)
+        self.parse = parse
+        self.bulk = bulk
+        self.packed = b""  # made when it is first needed: the mirror answers most
 
 
 class Redis:
@@ -63,7 +83,7 @@ class Redis:
         self._main = Link(options, self._on_push, self._on_state, name="main")
         self._bulk = Link(options, self._on_push, self._on_state, name="bulk")
         self._scheduled = False
-        self._reading: dict[bytes, _Read] = {}
+        self._reading: dict[bytes, _Reading] = {}
         self._complained: set[bytes] = set()
 
     def __repr__(self) -> str:
@@ -108,20 +128,24 @@ class Redis:
             return Down(self._why(link))
         if command[0] not in READS and len(command) > 1:
             self.mirror.drop(_key(command[1]))
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._send(link, pack(command), future)
-        return future
+        reply = Reply()
+        self._send(link, pack(command), reply)
+        return reply
 
     def run(self, script: Script, keys: Sequence[Part], args: Sequence[Part] = (), *, bulk: bool = False) -> Answer:
         """Run a script by its hash; it is loaded where Redis does not know it. All keys share one hash tag."""
-        link = self._bulk if bulk else self._main
+        return self.call(Call(script, keys, args, bulk=bulk))
+
+    def call(self, call: Call) -> Answer:
+        """The same with a prepared call."""
+        link = self._bulk if call.bulk else self._main
         if not link.up or link.full:
             return Down(self._why(link))
-        for key in keys:
-            self.mirror.drop(_key(key))
-        call = _Run(self, link, script, keys, args)
-        self._send(link, pack(("EVALSHA", script.sha, len(keys), *keys, *args)), call)
-        return call.future
+        for key in call.keys:
+            self.mirror.drop(key)
+        reply = _Run(self, link, call)
+        self._send(link, call.packed, reply)
+        return reply
 
     def read(
         self,
@@ -140,22 +164,28 @@ class Redis:
             parse: turns the reply into what is kept and returned; raises ValueError for garbage.
                 Always the same for one key.
         """
-        name = _key(key)
+        return self.look(Read(command, key, parse=parse, bulk=bulk))
+
+    def look(self, read: Read) -> Answer:
+        """The same with a prepared command."""
+        name = read.key
         value = self.mirror.get(name, ABSENT)
         if value is not ABSENT:
             return Known(value)
         reading = self._reading.get(name)
         if reading is not None:
-            return reading.join()
-        link = self._bulk if bulk else self._main
+            return reading
+        link = self._bulk if read.bulk else self._main
         if not link.up or link.full:
             return Down(self._why(link))
-        reading = _Read(self, name, parse)
+        reading = _Reading(self, name, read.parse)
         if self.mirror.max_bytes:
             self._reading[name] = reading
             self._send(link, CACHING_YES, None)
-        self._send(link, pack((command, name)), reading)
-        return reading.join()
+        if not read.packed:
+            read.packed = pack((read.command, name))
+        self._send(link, read.packed, reading)
+        return reading
 
     def tell(self, *command: Part, bulk: bool = False) -> None:
         """A command whose reply nobody waits for. While the link is down it is lost."""
@@ -206,31 +236,25 @@ class Redis:
             logger.warning("redis: %s holds %s; it counts as absent", key.decode("utf-8", "replace"), what)
 
 
-class _Read:
+class _Reading(Reply):
     """A read in flight: all who ask meanwhile share its reply."""
 
-    __slots__ = ("_futures", "_key", "_parse", "_redis")
+    __slots__ = ("_key", "_parse", "_redis")
 
     def __init__(self, redis: Redis, key: bytes, parse: Callable[[Any], Any] | None) -> None:
+        super().__init__()
         self._redis = redis
         self._key = key
         self._parse = parse
-        self._futures: list[asyncio.Future[Any]] = []
-
-    def join(self) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = self._redis._loop.create_future()
-        self._futures.append(future)
-        return future
 
     def settle(self, reply: Any) -> None:
         redis, key = self._redis, self._key
         if redis._reading.get(key) is self:
             del redis._reading[key]
         value = reply
-        if isinstance(reply, hiredis.ReplyError):
+        if type(reply) is hiredis.ReplyError:
             if not str(reply).startswith("WRONGTYPE"):
-                for future in self._futures:
-                    settle(future, reply)
+                super().settle(reply)
                 return
             redis.complain(key, "a value of another type")
             value = None
@@ -240,49 +264,44 @@ class _Read:
             except (ValueError, TypeError, LookupError, ArithmeticError) as error:
                 redis.complain(key, f"something unreadable ({error})")
                 value = None
-        redis.mirror.put(key, value, weight(reply))
-        for future in self._futures:
-            if not future.done():
-                future.set_result(value)
+        if redis.mirror.max_bytes:
+            redis.mirror.put(key, value, weight(reply))
+        if not self.ready:
+            self.value = value
+            self._arrived()
 
-    def fail(self, error: RedisDown) -> None:
+    def fail(self, error: RedisDown) -> bool:
         # A late reply may still come: who asks from now on must ask anew.
         if self._redis._reading.get(self._key) is self:
             del self._redis._reading[self._key]
-        for future in self._futures:
-            fail(future, error)
+        return super().fail(error)
 
 
-class _Run:
+class _Run(Reply):
     """A script call in flight; sends the source where Redis has forgotten the hash."""
 
-    __slots__ = ("_args", "_keys", "_link", "_redis", "_retried", "_script", "future")
+    __slots__ = ("_call", "_link", "_redis", "_retried")
 
-    def __init__(self, redis: Redis, link: Link, script: Script, keys: Sequence[Part], args: Sequence[Part]) -> None:
+    def __init__(self, redis: Redis, link: Link, call: Call) -> None:
+        super().__init__()
         self._redis = redis
         self._link = link
-        self._script = script
-        self._keys = keys
-        self._args = args
+        self._call = call
         self._retried = False
-        self.future: asyncio.Future[Any] = redis._loop.create_future()
 
     def settle(self, reply: Any) -> None:
         if (
-            isinstance(reply, hiredis.ReplyError)
+            type(reply) is hiredis.ReplyError
             and str(reply).startswith("NOSCRIPT")
             and not self._retried
             and self._link.up
         ):
             self._retried = True
-            script = self._script
-            packed = pack(("EVAL", script.source, len(self._keys), *self._keys, *self._args))
+            call = self._call
+            packed = pack(("EVAL", call.script.source, len(call.keys), *call.keys, *call.args))
             self._redis._send(self._link, packed, self)
             return
-        settle(self.future, reply)
-
-    def fail(self, error: RedisDown) -> None:
-        fail(self.future, error)
+        super().settle(reply)
 
 
 def _key(key: Part) -> bytes:
