@@ -2,12 +2,14 @@
 # make test     the tests; some of them: make test TESTS=tests/test_config.py
 #               against another server: make test TEST_REDIS_SERVER=/usr/bin/redis-server
 # make lint     style; make types: types; make coverage: what the tests reach
+# make bench    what a request costs (about ten minutes; needs wrk); some of it: make bench BENCH="--only pass --seconds 1"
 # make lock     new requirements*.lock from pyproject.toml
 # make clean    remove what was made here
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 TESTS ?=
+BENCH ?=
 export TEST_REDIS_SERVER
 
 # The first Python on the path that is new enough; another one: make run PYTHON=/path/to/python
@@ -16,7 +18,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test lint types coverage lock clean
+.PHONY: run test lint types coverage bench lock clean
 
 run: $(VENV)/.installed
 ifdef UPSTREAM
@@ -38,6 +40,9 @@ types: $(VENV)/.installed-dev
 coverage: $(VENV)/.installed-dev
 	$(BIN)/coverage run -m pytest -q $(TESTS)
 	$(BIN)/coverage report --skip-covered --show-missing
+
+bench: $(VENV)/.installed
+	@$(BIN)/python -m bench $(BENCH)
 
 $(VENV)/.made:
 	@test -n '$(PYTHON)' || { echo 'Python 3.11 or newer is needed; name one with PYTHON=/path/to/python' >&2; exit 1; }

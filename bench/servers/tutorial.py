@@ -36,7 +36,7 @@ async def main() -> None:
             return response
 
     server = web.Server(forward, access_log=None)
-    listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", int(sys.argv[1]))
+    listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", int(sys.argv[1]), backlog=2048)
     await listening.serve_forever()
 
 
