@@ -117,6 +117,7 @@ class Chain:
             RuntimeError: this is not the first time.
         """
         late = request.state.setdefault(LATE, set())
+        request.early = False
         asked = self._redis.asked
         answer = plugin.ask(request, self._redis)
         if answer is LATER or plugin in late:

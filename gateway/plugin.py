@@ -34,7 +34,7 @@ from gateway.response import (
     header_line,
     problem,
 )
-from gateway.store import Answer, Call, Known, Read, Redis, RedisDown, RedisError, Script
+from gateway.store import All, Answer, Call, Gets, Known, Read, Redis, RedisDown, RedisError, Script
 
 if TYPE_CHECKING:
     from gateway.worker import Worker as Worker
@@ -47,13 +47,16 @@ __all__ = [
     "PASS",
     "REFUSED",
     "STALE",
+    "All",
     "Answer",
     "BodyBroken",
     "BodyTimeout",
     "BodyTooLarge",
     "Call",
+    "Gets",
     "Handler",
     "Known",
+    "Later",
     "OnRedisFailure",
     "Plugin",
     "PluginConfig",

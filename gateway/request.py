@@ -92,6 +92,7 @@ class Request:
         "changes",
         "client",
         "depth",
+        "early",
         "guess",
         "headers",
         "host",
@@ -142,8 +143,8 @@ class Request:
     """What the route's `{name}` segments matched."""
     notes: dict[Any, Any]
     """What plugins have worked out from the request's head alone, each under itself as the key: requests whose heads
-    are the same bytes share it. Never what depends on the client, on time, or on what Redis said, and nothing large:
-    it is kept for as long as the head is remembered."""
+    are the same bytes share it. What also depends on the client, its scheme or its identity must say for which it is;
+    nothing here depends on time or is large: it is kept for as long as the head is remembered."""
     id: str
     started: float
     """`time.monotonic()` when the request was complete."""
@@ -155,6 +156,8 @@ class Request:
     """Whom this request speaks for; answers are kept apart by it. None: nobody in particular."""
     identity_pending: bool
     """An `ask` of an earlier plugin will tell the identity, but only once Redis has replied."""
+    early: bool
+    """Whether plugins are being asked all at once. Otherwise it is one's own turn, and all before it have decided."""
     guess: str | None
     """Whom it will turn out to speak for, if nothing has changed since these credentials were last seen. Good enough
     to ask Redis with, in the same trip; never to decide by."""
@@ -191,6 +194,7 @@ class Request:
         self.body = self.upgrade = None
         self.user = self.token = self.identity = self.guess = None
         self.identity_pending = False
+        self.early = True
         self.upstream_seconds = None
         self.trips = self.depth = 0
         self.last_tick = -1

@@ -207,13 +207,7 @@ class Server(web.Server):
         if self.observer is not None:
             self.observer.record(request, status, size, outcome)
 
-    async def answer(
-        self,
-        connection: Connection,
-        request: Request,
-        respond: Callable[[Request], Awaitable[Response]],
-        keep_alive: bool,
-    ) -> bool:
+    async def answer(self, connection: Connection, request: Request, respond: Handler, keep_alive: bool) -> bool:
         """Respond and send, in a task, and tell `ended`; whether the connection may serve another request."""
         response = None
         size = 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, Field
 
-from gateway.plugin import Handler, Plugin, PluginConfig, Request, Response, header_line
+from gateway.plugin import Plugin, PluginConfig, Request, Response, header_line
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")  # RFC 9110, section 5.6.2
 # RFC 9110, section 7.6.1, and what frames or routes a message: the gateway itself has to be right about them.
@@ -60,19 +60,20 @@ class Headers(Plugin):
         super().__init__(config, name)
         self._set = [(key.lower().encode(), header_line(key, value)) for key, value in config.response.set.items()]
 
-    async def __call__(self, request: Request, call_next: Handler) -> Response:
-        incoming, outgoing = self.config.request, self.config.response
+    def check(self, request: Request, reply: Any) -> None:
+        incoming = self.config.request
         for name in incoming.remove:
             request.remove_header(name)
         for name, value in incoming.set.items():
             request.set_header(name, value)
         for name, value in incoming.add.items():
             request.add_header(name, value)
-        response = await call_next(request)
+
+    def finish(self, request: Request, response: Response) -> None:
+        outgoing = self.config.response
         for name in outgoing.remove:
             response.remove(name)
         for lower, line in self._set:
             response.set_line(lower, line)
         for name, value in outgoing.add.items():
             response.headers.add(name, value)
-        return response

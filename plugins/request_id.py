@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import Field, StringConstraints
 
-from gateway.plugin import Handler, Plugin, PluginConfig, Request, Response, header_line
+from gateway.plugin import Plugin, PluginConfig, Request, Response
 
 _WELL_FORMED: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -29,14 +29,13 @@ class RequestId(Plugin):
         super().__init__(config, name)
         self._lower = config.header.lower().encode()
 
-    async def __call__(self, request: Request, call_next: Handler) -> Response:
-        header = self.config.header
+    def check(self, request: Request, reply: Any) -> None:
         if self.config.trust:
-            given = request.headers.getall(header, ())
+            given = request.headers.getall(self.config.header, ())
             if len(given) == 1 and _WELL_FORMED.fullmatch(given[0]):
                 request.id = given[0]
-        line = header_line(header, request.id)
-        request.changes[self._lower] = line
-        response = await call_next(request)
-        response.set_line(self._lower, line)
-        return response
+        # Ours is made of a node's name and a number: nothing in it can split a header.
+        request.changes[self._lower] = f"{self.config.header}: {request.id}\r\n".encode()
+
+    def finish(self, request: Request, response: Response) -> None:
+        response.set_line(self._lower, f"{self.config.header}: {request.id}\r\n".encode())

@@ -1,7 +1,19 @@
 """Redis, as the gateway uses it: links that share one write per tick, and a mirror that Redis keeps true."""
 
-from gateway.store.answer import Answer, Known, RedisDown, RedisError, RedisTimeout
-from gateway.store.redis import Call, Read, Redis
+from gateway.store.answer import All, Answer, Known, RedisDown, RedisError, RedisTimeout
+from gateway.store.redis import Call, Gets, Read, Redis
 from gateway.store.script import Script
 
-__all__ = ["Answer", "Call", "Known", "Read", "Redis", "RedisDown", "RedisError", "RedisTimeout", "Script"]
+__all__ = [
+    "All",
+    "Answer",
+    "Call",
+    "Gets",
+    "Known",
+    "Read",
+    "Redis",
+    "RedisDown",
+    "RedisError",
+    "RedisTimeout",
+    "Script",
+]

@@ -8,6 +8,7 @@ Answer
 ├── Known                   there already: from the mirror, or from this process' own state
 ├── Down                    will not come
 └── Reply                   will come, or fail, within `redis.timeout`
+    └── All                 several as one
 
 A `Reply` is lighter than a future: nothing is scheduled for one that nobody awaits, and who has registered with `then`
 is called straight from the read that brought the reply.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import hiredis
@@ -150,3 +151,33 @@ class Reply(Answer):
         if self.error is not None:
             raise self.error
         return self.value
+
+
+class All(Reply):
+    """Several answers as one: the list of their values, or the first error among them."""
+
+    __slots__ = ("_answers", "_left")
+
+    def __init__(self, answers: Sequence[Answer]) -> None:
+        super().__init__()
+        self._answers = answers
+        pending = [answer for answer in answers if not answer.ready]
+        self._left = len(pending)
+        for answer in pending:
+            answer.then(self._one)
+        if not pending:
+            self._complete()
+
+    def _one(self, answer: Answer) -> None:
+        self._left -= 1
+        if not self._left:
+            self._complete()
+
+    def _complete(self) -> None:
+        for answer in self._answers:
+            if answer.error is not None:
+                self.error = answer.error
+                break
+        else:
+            self.value = [answer.value for answer in self._answers]
+        self._arrived()

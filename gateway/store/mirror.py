@@ -6,16 +6,84 @@ when the key is absent) and pushes its name when it changes, expires or is evict
 order on one connection, so: keep what was read, drop what is pushed. A value is only ever put here from a
 reply to a read, never from our own write: Redis does not track what we wrote.
 A lost connection may have lost pushes: everything is dropped.
+
+What goes when the bound is reached, S3-FIFO decides (Yang et al., "FIFO queues are all you need for cache
+eviction", SOSP 2023). A new key is on trial in the small queue. If it leaves that one having been read `PROVEN`
+times, it moves to the main queue; else it goes, and its name is remembered for as many evictions as there are
+entries: a key that is read again in this time enters the main queue at once. What comes to the end of the main queue
+goes round once more for each read. So keys that are read once, however many, push out only each other.
 """
 
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import Iterable
 from typing import Any, Final
 
-# An entry's own weight beside its key and value: dict slot, tuple, bytes headers (measured with tracemalloc).
-ENTRY_OVERHEAD: Final = 256
+# What an entry takes beside the bytes of its key and its reply: objects, slots, the allocator's rounding. Measured as
+# growth of a process by 100,000 entries.
+ENTRY_OVERHEAD: Final = 300
+# An answer or a session that a reply was parsed into takes more than the reply: it is an object of many small ones.
+OBJECT_OVERHEAD: Final = 500
+PLAIN: Final = frozenset({type(None), bytes, int})
+
+# The paper's small queue has a tenth of the room, and lets pass what was read twice. Here it takes three reads: one
+# page is several requests at once, each of which reads the user's session.
+SMALL_SHARE: Final = 0.1
+PROVEN: Final = 3
+
+# A remembered name takes 8 bytes, and there is place for one per KiB of the bound: 1/128 of it, not counted in `bytes`.
+BYTES_PER_NAME: Final = 1024
+MASK: Final = 0xFFFFFFFF
+
+# A put looks at so many entries at most: half a millisecond. A value that needs more room than that gives is not kept
+# yet; its next read goes on.
+MAX_STEPS: Final = 500
+# Each hundredth of them goes even if it was read: where all were, a put need not walk over all of them to find room.
+MERCY: Final = 100
+# To free 100,000 entries takes 50 ms: after `clear` each put frees a few.
+FREED_AT_ONCE: Final = 16
+
+
+class _Entry:
+    """A value and its place in a queue. The queue is a linked ring: what is withdrawn leaves from the middle."""
+
+    __slots__ = ("key", "newer", "older", "queue", "reads", "size", "value")
+
+    key: bytes
+    value: Any
+    size: int
+    reads: int
+    queue: _Queue
+    older: _Entry
+    newer: _Entry
+
+    def unlink(self) -> None:
+        older, newer = self.older, self.newer
+        older.newer = newer
+        newer.older = older
+        self.queue.bytes -= self.size
+
+
+class _Queue:
+    """First in, first out. `end` stands between the newest and the oldest."""
+
+    __slots__ = ("bytes", "end")
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.end = _Entry()
+        self.end.older = self.end.newer = self.end
+
+    def append(self, entry: _Entry) -> None:
+        end = self.end
+        newest = end.older
+        entry.queue = self
+        entry.older = newest
+        entry.newer = end
+        newest.newer = end.older = entry
+        self.bytes += entry.size
 
 
 class Mirror:
@@ -33,8 +101,15 @@ class Mirror:
         self.evictions = 0
         self.invalidations = 0
         """Grows with all that Redis withdraws, kept or not: while it stands still, nothing that was read changed."""
-        # key -> [value, size, read since it was last passed over]
-        self._entries: dict[bytes, list[Any]] = {}
+        self._entries: dict[bytes, _Entry] = {}
+        self._small = _Queue()
+        self._main = _Queue()
+        self._small_bytes = int(SMALL_SHARE * max_bytes)
+        # A name's place is its hash; what stands there is when it went (by `evictions`), and other bits of the hash.
+        self._names = array("Q", bytes(8 * (max_bytes // BYTES_PER_NAME + 1)))
+        # What `clear` left to be freed. It is there still, so it counts against the bound.
+        self._cleared: list[dict[bytes, _Entry]] = []
+        self._cleared_bytes = 0
         self._watchers: dict[bytes, list[asyncio.Future[None]]] = {}
 
     def __repr__(self) -> str:
@@ -50,25 +125,37 @@ class Mirror:
             self.misses += 1
             return default
         self.hits += 1
-        entry[2] = True
-        return entry[0]
+        if entry.reads < PROVEN:
+            entry.reads += 1
+        return entry.value
 
     def put(self, key: bytes, value: Any, size: int) -> None:
         """Keep what a read has just returned. `size` is the reply's weight in bytes."""
         self.drop(key)
         size += len(key) + ENTRY_OVERHEAD
+        if type(value) not in PLAIN:
+            size += OBJECT_OVERHEAD
         if size > self.max_bytes:
             return
-        self._entries[key] = [value, size, False]
+        if self._cleared:
+            self._free(FREED_AT_ONCE)
+        if self.bytes + self._cleared_bytes + size > self.max_bytes and not self._make_room(size):
+            return
+        self._entries[key] = entry = _Entry()
+        entry.key = key
+        entry.value = value
+        entry.size = size
+        entry.reads = 0
+        queue = self._main if self._remembers(key) else self._small
+        queue.append(entry)
         self.bytes += size
-        while self.bytes > self.max_bytes:
-            self._evict()
 
     def drop(self, key: bytes) -> None:
         """Forget one key."""
         entry = self._entries.pop(key, None)
         if entry is not None:
-            self.bytes -= entry[1]
+            entry.unlink()
+            self.bytes -= entry.size
 
     def invalidate(self, keys: Iterable[bytes] | None) -> None:
         """Redis withdraws these keys; None means all of them."""
@@ -84,8 +171,13 @@ class Mirror:
     def clear(self) -> None:
         """Forget everything, and wake all who watch: they must look again."""
         self.invalidations += 1
-        self._entries.clear()
-        self.bytes = 0
+        if self._entries:
+            self._cleared.append(self._entries)
+            self._cleared_bytes += self.bytes
+            self._entries = {}
+            self._small = _Queue()
+            self._main = _Queue()
+            self.bytes = 0
         watchers, self._watchers = self._watchers, {}
         for futures in watchers.values():
             self._wake(futures)
@@ -113,16 +205,57 @@ class Mirror:
             if not future.done():
                 future.set_result(None)
 
-    def _evict(self) -> None:
-        """The oldest entry that was not read since it was last passed over (second chance)."""
-        entries = self._entries
-        while True:
-            key = next(iter(entries))
-            entry = entries.pop(key)
-            if entry[2]:
-                entry[2] = False
-                entries[key] = entry
-                continue
-            self.bytes -= entry[1]
-            self.evictions += 1
-            return
+    def _make_room(self, size: int) -> bool:
+        """Whether there is room for so many bytes now."""
+        room = self.max_bytes - size
+        for step in range(1, MAX_STEPS + 1):
+            if self._cleared:
+                self._free(1)
+            else:
+                self._pass_over(mercy=step % MERCY > 0)
+            if self.bytes + self._cleared_bytes <= room:
+                return True
+        return False
+
+    def _pass_over(self, *, mercy: bool) -> None:
+        """The oldest entry of a queue moves on, or goes."""
+        small, main = self._small, self._main
+        if small.bytes > self._small_bytes or not main.bytes:
+            entry = small.end.newer
+            entry.unlink()
+            if entry.reads == PROVEN and mercy:
+                entry.reads = 0
+                main.append(entry)
+                return
+            self._remember(entry.key)
+        else:
+            entry = main.end.newer
+            entry.unlink()
+            if entry.reads and mercy:
+                entry.reads -= 1
+                main.append(entry)
+                return
+        del self._entries[entry.key]
+        self.bytes -= entry.size
+        self.evictions += 1
+
+    def _remember(self, key: bytes) -> None:
+        code = hash(key)
+        self._names[code % len(self._names)] = (self.evictions & MASK) << 32 | (code >> 32 & MASK)
+
+    def _remembers(self, key: bytes) -> bool:
+        code = hash(key)
+        name = self._names[code % len(self._names)]
+        return name & MASK == code >> 32 & MASK and (self.evictions - (name >> 32)) & MASK <= len(self._entries)
+
+    def _free(self, count: int) -> None:
+        """Let go of a few entries that `clear` has taken away."""
+        for _ in range(count):
+            left = self._cleared[-1]
+            _, entry = left.popitem()
+            entry.unlink()
+            self._cleared_bytes -= entry.size
+            if not left:
+                self._cleared.pop()
+                if not self._cleared:
+                    return

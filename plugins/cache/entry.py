@@ -59,6 +59,7 @@ class Entry:
         "names",
         "plan",
         "prior",
+        "proof",
         "proven",
         "reason",
         "shown",
@@ -89,8 +90,9 @@ class Entry:
         self.tags = tags
         self.reason = reason
         self.prior = prior
-        # Of this worker's copy: at which state of the mirror its generations were found unchanged, and what its
-        # answers' last lines are in the second `shown_at`.
+        # Of this worker's copy: what its generations were when they were last found unchanged, at which state of the
+        # mirror that was, and what its answers' header is in the second `shown_at`.
+        self.proof: list[bytes | None] | None = None
         self.proven = -1
         self.shown_at = -1
         self.shown = b""

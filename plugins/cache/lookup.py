@@ -7,46 +7,47 @@ from typing import Final, Literal
 
 from gateway.plugin import Answer, Known, Request
 from plugins.cache.entry import Entry, Index, Stored, Uncacheable
-from plugins.cache.facts import Facts, FactsReader, selecting
+from plugins.cache.facts import NO_FACTS, Facts, FactsReader, selecting
 from plugins.cache.hot import HotKeys
-from plugins.cache.keys import MAX_KNOWN_TEXT, Address, Keys, Place
-from plugins.cache.store import Asked, Store, ends_of
+from plugins.cache.keys import MAX_KNOWN_TEXT, Address, Keys, Place, of_tag
+from plugins.cache.store import Asked, Found, Store, Wanted, ends_of
 
 Scope = Literal["auto", "user", "shared"]
 
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
-class Visit:
-    """One request's way through the cache.
+class Target:
+    """What a request wants of the cache: a function of its head, and of what is known about who sent it.
 
     Args:
         bypass: why it is none of the cache's business, as `fwd` of `Cache-Status`; None: it is.
         address: where its answer lies, or the index of variants.
+        identity: whom it was made for.
         who: see `Facts.who`.
         shared: there is one copy for all, whoever asks.
     """
 
     __slots__ = (
-        "_identity",
-        "_shared",
-        "_target",
+        "_trusted",
         "address",
-        "answer",
-        "asked",
         "bypass",
         "facts",
-        "index",
-        "place",
-        "request",
-        "shard",
-        "stale",
+        "host",
+        "identity",
+        "plain",
+        "scheme",
+        "shared",
+        "tags",
+        "target",
+        "wanted",
         "who",
     )
 
     def __init__(
         self,
         request: Request,
+        identity: str | None,
         facts: Facts,
         bypass: str | None,
         address: Address,
@@ -54,35 +55,76 @@ class Visit:
         *,
         shared: bool,
     ) -> None:
-        self._identity = request.identity
-        self._target = (request.host, request.target)
-        self._shared = shared
-        self.request = request
+        self.identity = identity
+        self.host = request.host
+        self.target = request.target
+        self.scheme = request.scheme
+        self._trusted = "trusted" in request.state
         self.facts = facts
         self.bypass = bypass
         self.address = address
         self.who = who
-        self.answer: Answer | None = None
-        """What was asked for at the address, once."""
-        self.shard = 0
+        self.shared = shared
+        self.plain = facts is NO_FACTS and bypass is None
+        """Nothing special is asked for: what is stored and fresh is the answer."""
+        self.tags: tuple[str, ...] = ()
+        """Of what was found last: their generations are asked for together with the address' own."""
+        self.wanted = Wanted(address.entry, address.generations)
+
+    def still(self, request: Request) -> bool:
+        """Whether it is what this request wants."""
+        return (
+            (self.shared or self.identity == request.identity)
+            and self.target == request.target
+            and self.host == request.host
+            and self.scheme == request.scheme
+        )
+
+    def fits(self, request: Request, identity: str | None) -> bool:
+        """Whether it is what a request with the same head wants that may come from somebody else."""
+        return (
+            (self.shared or self.identity == identity)
+            and self.scheme == request.scheme
+            and self._trusted == ("trusted" in request.state)
+            and self.target == request.target
+            and self.host == request.host
+        )
+
+    def expect(self, tags: tuple[str, ...], prefix: str) -> None:
+        """Ask for the generations of these tags too, from the next time on."""
+        self.tags = tags
+        self.wanted = Wanted(self.address.entry, (*self.address.generations, *[of_tag(prefix, tag) for tag in tags]))
+
+
+class Visit:
+    """One request's way through the cache, where its answer was not simply there.
+
+    Args:
+        number: which copy of a hot entry was asked for.
+        answer: what was asked for at the address, once; None: nothing yet.
+    """
+
+    __slots__ = ("address", "answer", "asked", "facts", "index", "number", "place", "request", "stale", "target", "who")
+
+    def __init__(self, request: Request, target: Target, number: int, answer: Answer | None) -> None:
+        self.request = request
+        self.target = target
+        self.facts = target.facts
+        self.address = target.address
+        self.who = target.who
+        self.number = number
+        self.answer = answer
         self.asked: Asked | None = None
-        self.place: Place = address
+        self.place: Place = target.address
         """Where the answer itself lies, as far as it is known."""
         self.index: Index | None = None
         self.stale: Entry | None = None
         """What can be served if fetching fails."""
 
-    def still(self, request: Request) -> bool:
-        """Whether plugins before the cache have left the request as it was when this was made."""
-        return (
-            self._identity == request.identity
-            and not request.identity_pending
-            and self._target == (request.host, request.target)
-        )
-
     def whose(self, request: Request) -> bool:
         """Whether the request still is for whom its answer would be kept: plugins behind the cache may know more."""
-        return self._shared or (self._identity == request.identity and not request.identity_pending)
+        target = self.target
+        return target.shared or (target.identity == request.identity and not request.identity_pending)
 
 
 class Lookup:
@@ -110,18 +152,36 @@ class Lookup:
         self._facts = FactsReader(credentials)
         self._clock = clock
 
-    def visit(self, request: Request) -> Visit:
-        """Begin: whose request it is must be known, or be known to stay unknown."""
+    def target(self, request: Request, identity: str | None, *, unknown: bool) -> Target:
+        """What the request wants.
+
+        Args:
+            identity: whom it speaks for, or will turn out to.
+            unknown: that is not known, and will not be.
+        """
+        if unknown:
+            return self._target(request, identity, unknown=True)
+        target: Target | None = request.notes.get(self)
+        if target is None or not target.fits(request, identity):
+            target = self._target(request, identity, unknown=False)
+            if request.body is None and request.upgrade is None:
+                request.notes[self] = target
+        return target
+
+    def _target(self, request: Request, identity: str | None, *, unknown: bool) -> Target:
         facts = self._facts.read(request)
-        identity = None if self._scope == "shared" else request.identity
-        who = () if self._scope == "shared" else facts.who(identity)
+        shared = self._scope == "shared"
+        if shared:
+            identity = None
+        who = () if shared else facts.who(identity)
         size = len(request.target) + facts.size
         address = (self.keys.address if size <= MAX_KNOWN_TEXT else self.keys.new_address)(
             request.route.name, request.scheme, request.host, request.target, identity, who, facts.steering
         )
-        return Visit(request, facts, self._bypass(request, facts, who), address, who, shared=self._scope == "shared")
+        bypass = self._bypass(request, facts, who, unknown=unknown)
+        return Target(request, identity, facts, bypass, address, who, shared=shared)
 
-    def _bypass(self, request: Request, facts: Facts, who: tuple[str, ...]) -> str | None:
+    def _bypass(self, request: Request, facts: Facts, who: tuple[str, ...], *, unknown: bool) -> str | None:
         if request.method not in ("GET", "HEAD"):
             return "fwd=method"
         if request.body is not None:
@@ -132,21 +192,22 @@ class Lookup:
             return "fwd=bypass; detail=partial"
         if "no-store" in facts.asked:
             return "fwd=request; detail=no-store"
-        if request.identity_pending:
+        if unknown:
             # Redis could not tell, and the request passes all the same: it may be anybody's.
             return "fwd=bypass; detail=identity-unknown"
         if self._scope == "user" and not who:
             return "fwd=bypass; detail=no-identity"
         return None
 
-    def ask(self, visit: Visit) -> Answer:
-        """Have everything read that can be named already, with this tick's write."""
-        place = visit.address
-        visit.shard = self.hot.shard(place.digest)
-        visit.answer = answer = self.store.read(place.shard(visit.shard))
-        if type(answer) is not Known or type(answer.value) is not Entry or answer.value.proven != self.store.state:
-            visit.asked = self.store.ask_generations(place.generations)
-        return answer
+    def number(self, target: Target) -> int:
+        """Which copy to read: 0 is the entry itself."""
+        return self.hot.shard(target.address.digest)
+
+    def ask(self, target: Target, number: int) -> Answer:
+        """Have everything read that can be named already, with this tick's write; see `Store.find`."""
+        if not number:
+            return self.store.find(target.wanted)
+        return self.store.find(Wanted(target.address.shard(number), target.address.generations))
 
     async def find(self, visit: Visit, request: Request) -> Entry | Uncacheable | None:
         """What is stored for the request and not purged; it may be stale. Fills in `place` and `index`.
@@ -156,12 +217,25 @@ class Lookup:
         """
         if visit.answer is None:
             before = self.store.asked
-            self.ask(visit)
+            visit.number = self.number(visit.target)
+            visit.answer = self.ask(visit.target, visit.number)
             self._count_trip(visit, before)
         answer, visit.answer = visit.answer, None
-        assert answer is not None
         visit.place, visit.index = visit.address, None
-        found = await self._at(visit, visit.address, visit.shard, answer)
+        found = await answer
+        if type(found) is list:
+            stored, *values = found
+            generations = visit.address.generations
+            visit.asked = Asked(
+                answer.state if type(answer) is Found else self.store.state,
+                generations,
+                [Known(value) for value in values[: len(generations)]],
+            )
+        else:
+            stored = found
+        if type(stored) is Entry and stored.tags != visit.target.tags:
+            visit.target.expect(stored.tags, self.keys.prefix)
+        found = await self._at(visit, visit.address, visit.number, stored)
         if type(found) is Index:
             visit.index = found
             visit.place = self.place_of(visit, request, found.names, request.changes)
@@ -169,8 +243,11 @@ class Lookup:
             before = self.store.asked
             answer = self.store.read(visit.place.shard(number))
             self._count_trip(visit, before)
-            found = await self._at(visit, visit.place, number, answer)
-        return None if type(found) is Index else found  # type: ignore[return-value]
+            stored = await answer
+            if stored is not None and type(answer) is not Known:
+                self.hot.count(visit.place.digest)
+            found = await self._at(visit, visit.place, number, stored)
+        return None if isinstance(found, Index) else found
 
     def place_of(
         self, visit: Visit, request: Request, names: tuple[str, ...], changes: Mapping[bytes, bytes | None]
@@ -198,10 +275,7 @@ class Lookup:
         if self.store.asked != before:
             _ = visit.request.redis
 
-    async def _at(self, visit: Visit, place: Place, number: int, answer: Answer) -> Stored | None:
-        stored: Stored | None = await answer
-        if stored is not None and type(answer) is not Known:
-            self.hot.count(place.digest)
+    async def _at(self, visit: Visit, place: Place, number: int, stored: Stored | None) -> Stored | None:
         if number and (stored is None or ends_of(stored) <= self._clock() or not await self.usable(visit, stored)):
             # The copy is missing or outlived: the entry itself tells, and is copied.
             stored = await self.store.read(place.entry)

@@ -6,18 +6,19 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import Field, StringConstraints
 
 from gateway.plugin import (
     HIT,
+    LATER,
     MISS,
     PASS,
     STALE,
     Answer,
     Handler,
-    Known,
+    Later,
     Plugin,
     PluginConfig,
     Redis,
@@ -30,11 +31,10 @@ from gateway.plugin import (
 from plugins.cache import policy, stampede
 from plugins.cache.answers import hit, mark, not_stored, served
 from plugins.cache.entry import Entry, Uncacheable
-from plugins.cache.facts import NO_FACTS
 from plugins.cache.fetch import Errand, Fetcher
 from plugins.cache.hot import RANK, HotKeys
 from plugins.cache.keys import Keys, everything, of_route, of_url
-from plugins.cache.lookup import SAFE, Lookup, Scope, Visit
+from plugins.cache.lookup import SAFE, Lookup, Scope, Target, Visit
 from plugins.cache.stampede import Flights
 from plugins.cache.store import SCRIPTS, Store
 
@@ -101,6 +101,7 @@ class Cache(Plugin):
     def __init__(self, config: Config, name: str) -> None:
         super().__init__(config, name)
         self.clock: Callable[[], float] = time.time
+        self._number = f"{name}.number"
         self.report_seconds = REPORT_SECONDS
         self._reporter: asyncio.Task[None] | None = None
 
@@ -145,27 +146,50 @@ class Cache(Plugin):
 
     # -- a request ---------------------------------------------------------------------------------
 
-    def ask(self, request: Request, redis: Redis) -> Answer | None:
-        if request.identity_pending:
+    def ask(self, request: Request, redis: Redis) -> Answer | Later | None:
+        identity = request.identity
+        if request.identity_pending and request.early and self.config.scope != "shared":
+            if request.guess is None:
+                return LATER
+            identity = request.guess
+        unknown = request.identity_pending and not request.early
+        target = request.state[self.name] = self._lookup.target(request, identity, unknown=unknown)
+        if target.bypass is not None:
             return None
-        visit = request.state[self.name] = self._lookup.visit(request)
-        return None if visit.bypass is not None else self._lookup.ask(visit)
+        number = self._lookup.number(target)
+        if number:
+            request.state[self._number] = number
+        return self._lookup.ask(target, number)
+
+    def check(self, request: Request, reply: Any) -> Response | Later | None:
+        target: Target = request.state[self.name]
+        if not target.still(request):
+            return LATER  # it was asked for somebody else, or plugins before this one have changed the request
+        entry = reply
+        if type(reply) is list:
+            entry = reply[0]
+            if entry is not None:
+                self._hot.count(target.address.digest)
+        if not target.plain or entry is None:
+            return None
+        # Most requests end here: nothing special is asked for, and what is stored is proven and fresh.
+        if type(reply) is list and (
+            type(entry) is not Entry
+            or entry.tags != target.tags
+            or not self._store.proves(request.answers[self], entry)
+        ):
+            return None
+        now = self.clock()
+        return hit(entry, now) if now < entry.plan.expires else None
 
     async def __call__(self, request: Request, call_next: Handler) -> Response:
-        visit: Visit | None = request.state.get(self.name)
-        if visit is None or not visit.still(request):
-            visit = self._lookup.visit(request)
-        elif type(visit.answer) is Known and visit.facts is NO_FACTS:
-            # Most requests end here: nothing special is asked for, and the mirror has it.
-            entry = visit.answer.value
-            now = self.clock()
-            if type(entry) is Entry and entry.proven == self._store.state and now < entry.plan.expires:
-                return hit(entry, now)
-        if visit.bypass is not None:
-            return await self._bypass(visit, request, call_next)
+        target: Target = request.state[self.name]
+        if target.bypass is not None:
+            return await self._bypass(target, request, call_next)
+        visit = Visit(request, target, request.state.get(self._number, 0), request.answers.get(self))
         return await self._serve(visit, request, call_next)
 
-    async def _bypass(self, visit: Visit, request: Request, call_next: Handler) -> Response:
+    async def _bypass(self, target: Target, request: Request, call_next: Handler) -> Response:
         url = of_url(self._redis.prefix, request.host, request.target) if request.method not in SAFE else None
         try:
             response = await call_next(request)
@@ -175,8 +199,8 @@ class Cache(Plugin):
                 self._store.purge_later(url)
             raise
         if request.upgrade is None:
-            assert visit.bypass is not None
-            mark(response, PASS, visit.bypass)
+            assert target.bypass is not None
+            mark(response, PASS, target.bypass)
         if url is not None and response.status < 400:
             # RFC 9111, section 4.4: whoever changed something sees the change.
             try:

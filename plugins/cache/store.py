@@ -21,7 +21,7 @@ from secrets import token_hex
 from types import TracebackType
 from typing import Any, Final
 
-from gateway.plugin import Answer, Known, Redis, RedisDown, RedisError, Script
+from gateway.plugin import All, Answer, Gets, Known, Read, Redis, RedisDown, RedisError, Script
 from plugins.cache.entry import GENERATIONS_BYTES, Entry, Stored, Uncacheable, decode, encode
 from plugins.cache.keys import Place, everything, of_tag
 from plugins.cache.policy import MAX_LIFE
@@ -46,6 +46,8 @@ PURGED: Final = b"purged-"
 BELIEVED_SECONDS: Final = 0.03
 MAX_BELIEVED: Final = 10_000
 MAX_OWED: Final = 10_000
+# Each request that is remembered may keep so much of what it was answered with the last time.
+MAX_REMEMBERED_BYTES: Final = 4096
 
 
 class Grant:
@@ -91,6 +93,36 @@ class Store:
     def read(self, key: bytes) -> Answer:
         """What is stored under a key: an answer, an index, a mark, or None."""
         return self._redis.read("GET", key, parse=decode, bulk=True)
+
+    def find(self, wanted: Wanted) -> Answer:
+        """What is stored, with what proves it: an `Entry` that is proven, or a list of what is stored and of the
+        generations that `wanted` names.
+        """
+        if not self._mirrored:
+            return self._redis.gets(wanted.gets)
+        state = self.state
+        stored = self._redis.look(wanted.entry)
+        if type(stored) is Known and type(stored.value) is Entry and stored.value.proven == state:
+            return stored
+        found = Found([stored, *map(self._redis.look, wanted.generations)], state)
+        if found.ready and found.error is None and type(entry := found.value[0]) is Entry and self.proves(found, entry):
+            return Known(entry)
+        return found
+
+    def proves(self, found: Answer, entry: Entry) -> bool:
+        """Whether the generations that came with an entry are those it was made under. Its tags are not looked at:
+        of an entry with tags, those must have been wanted too.
+        """
+        _, *values = found.value
+        if values == entry.proof:
+            pass
+        elif fingerprint(values) == entry.generations:
+            entry.proof = values
+        else:
+            return False
+        if type(found) is Found:
+            entry.proven = found.state
+        return True
 
     async def put(self, key: bytes, stored: Stored, ttl: float) -> None:
         """Write without a lock, for `ttl` seconds.
@@ -284,6 +316,52 @@ class Store:
                         self._believed.clear()
                     self._believed[name] = (value, until)
         return values
+
+
+class Wanted:
+    """What tells the answer to a request, prepared for being asked again and again.
+
+    Args:
+        place: where it lies.
+        generations: the keys it hangs on: those of its address, then those of its tags.
+    """
+
+    __slots__ = ("entry", "generations", "gets")
+
+    def __init__(self, place: bytes, generations: Sequence[bytes]) -> None:
+        self.entry = Read("GET", place, parse=decode, bulk=True)
+        self.generations = [Read("GET", name, parse=_parse_generation) for name in generations]
+        remembering = Read("GET", place, parse=Decoder().decode, bulk=True)
+        self.gets = Gets([remembering, *self.generations])
+
+
+class Decoder:
+    """Decodes what mostly is what it was the last time."""
+
+    __slots__ = ("_raw", "_stored")
+
+    def __init__(self) -> None:
+        self._raw: bytes | None = None
+        self._stored: Stored | None = None
+
+    def decode(self, raw: Any) -> Stored | None:
+        """See `entry.decode`."""
+        if raw is not None and raw == self._raw:
+            return self._stored
+        stored = decode(raw)
+        if raw is not None and len(raw) <= MAX_REMEMBERED_BYTES:
+            self._raw, self._stored = raw, stored
+        return stored
+
+
+class Found(All):
+    """An entry and its generations, and the state before they were asked for."""
+
+    __slots__ = ("state",)
+
+    def __init__(self, answers: Sequence[Answer], state: int) -> None:
+        self.state = state
+        super().__init__(answers)
 
 
 class Asked:

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
 
 from gateway.plugin import (
+    LATER,
     REFUSED,
     Answer,
+    Call,
     Handler,
+    Later,
     Plugin,
     PluginConfig,
     Redis,
@@ -48,6 +51,24 @@ By = Annotated[
     BeforeValidator(parse_by),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
+
+
+class Standing:
+    """Where a client stands with its tightest limit so far.
+
+    Args:
+        plugin: whose limit it is, and `number` which of its limits, from 1.
+        remaining: requests that are allowed now.
+        wait: microseconds until one more is.
+    """
+
+    __slots__ = ("number", "plugin", "remaining", "wait")
+
+    def __init__(self, plugin: RateLimit, number: int, remaining: int, wait: int) -> None:
+        self.plugin = plugin
+        self.number = number
+        self.remaining = remaining
+        self.wait = wait
 
 
 class RateLimit(Plugin):
@@ -113,6 +134,7 @@ class RateLimit(Plugin):
         self._args = arguments(config.algorithm, self.limits)
         self._who = who_by(config.by, config.ipv6_prefix)
         self._needs_identity = "user" in config.by
+        self._guess = f"{name}.guess"
         self._prefix = "gateway"
         self._keys = lru_cache(MAX_KNOWN)(self._keys_of)
         self._limit_lines = [b"X-RateLimit-Limit: %d\r\n" % limit.capacity for limit in self.limits]
@@ -124,19 +146,49 @@ class RateLimit(Plugin):
         self._keys.cache_clear()
         worker.redis.register(self._script)
 
-    def ask(self, request: Request, redis: Redis) -> Answer | None:
-        if self._needs_identity and request.user is None and request.identity_pending:
-            return None
-        return redis.run(self._script, self._keys(self._who(request)), self._args)
+    def ask(self, request: Request, redis: Redis) -> Answer | Later:
+        user = request.user
+        if self._needs_identity and request.identity_pending and request.early:
+            if request.guess is None:
+                return LATER
+            user = request.state[self._guess] = request.guess
+        note = request.notes.get(self)
+        if note is None or note[0] != request.client or note[1] != user:
+            call = Call(self._script, self._keys(self._who(request, user)), self._args)
+            note = request.notes[self] = (request.client, user, call)
+        return redis.call(note[2])
 
-    async def __call__(self, request: Request, call_next: Handler) -> Response:
-        answer = request.answers.get(self)
-        if answer is None:
-            answer = request.redis.run(self._script, self._keys(self._who(request)), self._args)
-        return await self._decide(await answer, request, call_next)
+    def check(self, request: Request, reply: Sequence[int]) -> Response | Later | None:
+        """Decide by the script's result, which `sliding_window.lua` describes."""
+        if self._needs_identity and self._guess in request.state and request.state.pop(self._guess) != request.user:
+            return LATER  # it has counted for somebody else, who was on this connection's credentials before
+        allowed = reply[0]
+        # Another rate limit on the way may be tighter: the tightest one tells.
+        remaining, wait = reply[2], reply[3]
+        best = request.state.get(STANDING)
+        if best is None or not allowed or (remaining, -wait) < (best.remaining, -best.wait):
+            request.state[STANDING] = Standing(self, reply[1], remaining, wait)
+        if allowed:
+            return None
+        response = self._refuse(tuple(reply[4:]), wait)
+        self.finish(request, response)
+        return response
+
+    def finish(self, request: Request, response: Response) -> None:
+        standing: Standing = request.state[STANDING]
+        if standing.plugin is self and self.config.headers:
+            response.set_line(b"x-ratelimit-limit", self._limit_lines[standing.number - 1])
+            response.set_line(b"x-ratelimit-remaining", b"X-RateLimit-Remaining: %d\r\n" % standing.remaining)
+            response.set_line(b"x-ratelimit-reset", b"X-RateLimit-Reset: %d\r\n" % seconds(standing.wait))
 
     async def without_redis(self, request: Request, call_next: Handler) -> Response:
-        return await self._decide(self.local.take(self._who(request)), request, call_next)
+        request.state.pop(self._guess, None)
+        refusal = self.check(request, self.local.take(self._who(request, request.user)))
+        if isinstance(refusal, Response):
+            return refusal
+        response = await call_next(request)
+        self.finish(request, response)
+        return response
 
     # -- inside ------------------------------------------------------------------------------------
 
@@ -145,24 +197,6 @@ class RateLimit(Plugin):
         bucket = ":bucket" if self.config.algorithm == "token_bucket" else ""
         client = f"{self._prefix}:rate:{{{encoded(self.name)}|{who}}}"
         return tuple(f"{client}:{limit.period // 1000}{bucket}".encode() for limit in self.limits)
-
-    async def _decide(self, reply: Sequence[int], request: Request, call_next: Handler) -> Response:
-        """What follows from the script's result, which `sliding_window.lua` describes."""
-        allowed, number, remaining, wait = reply[:4]
-        # Another rate limit on the way may be tighter: the tightest one tells.
-        standing = (remaining, -wait, self)
-        best = request.state.get(STANDING)
-        if best is None or standing[:2] < best[:2] or not allowed:
-            request.state[STANDING] = standing
-        response = await call_next(request) if allowed else self._refuse(tuple(reply[4:]), wait)
-        if self.config.headers and request.state[STANDING] is standing:
-            self._tell(response, number, remaining, wait)
-        return response
-
-    def _tell(self, response: Response, number: int, remaining: int, wait: int) -> None:
-        response.set_line(b"x-ratelimit-limit", self._limit_lines[number - 1])
-        response.set_line(b"x-ratelimit-remaining", b"X-RateLimit-Remaining: %d\r\n" % remaining)
-        response.set_line(b"x-ratelimit-reset", b"X-RateLimit-Reset: %d\r\n" % seconds(wait))
 
     def _refuse(self, refusing: tuple[int, ...], wait: int) -> Response:
         body = self._bodies.get(refusing)

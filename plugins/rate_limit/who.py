@@ -16,7 +16,8 @@ from urllib.parse import quote
 
 from gateway.plugin import Request
 
-Who = Callable[[Request], str]
+Who = Callable[[Request, str | None], str]
+"""Of a request and its user."""
 
 KINDS: Final = ("ip", "route", "user", "token")
 MAX_KNOWN: Final = 10_000
@@ -44,24 +45,24 @@ def who_by(kinds: Sequence[str], ipv6_prefix: int) -> Who:
     parts = [_part(kind, ipv6_prefix) for kind in kinds]
     if len(parts) == 1:
         return parts[0]
-    return lambda request: "|".join([part(request) for part in parts])
+    return lambda request, user: "|".join([part(request, user) for part in parts])
 
 
 def _part(kind: str, ipv6_prefix: int) -> Who:
     # The values' own kinds stand before them, so that no user can be called like somebody's address.
     if kind == "ip":
-        return lambda request: network(request.client, ipv6_prefix)
+        return lambda request, user: network(request.client, ipv6_prefix)
     if kind == "route":
-        return lambda request: "route:" + encoded(request.route.name)
+        return lambda request, user: "route:" + encoded(request.route.name)
     if kind == "user":
-        return lambda request: "user:" + encoded(request.user) if request.user else network(request.client, ipv6_prefix)
+        return lambda request, user: "user:" + encoded(user) if user else network(request.client, ipv6_prefix)
     if kind == "token":
-        return lambda request: (
+        return lambda request, user: (
             "token:" + hashed(token) if (token := request.bearer()) else network(request.client, ipv6_prefix)
         )
     name = kind.removeprefix("header:")
     label = encoded(name.lower())
-    return lambda request: (
+    return lambda request, user: (
         f"{label}:{hashed(value)}" if (value := request.headers.get(name)) else network(request.client, ipv6_prefix)
     )
 

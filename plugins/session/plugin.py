@@ -6,18 +6,20 @@ import asyncio
 import logging
 import re
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
 from gateway.plugin import (
     Answer,
-    Handler,
     Known,
     Plugin,
     PluginConfig,
+    Read,
     Redis,
     RedisError,
     Request,
@@ -54,6 +56,10 @@ _NOT_OURS: Final = frozenset(
 MAX_TTL: Final = 10 * 365 * 86400.0
 MAX_REMEMBERED_TOUCHES: Final = 10_000
 MAX_TOUCHES_IN_FLIGHT: Final = 1000
+MAX_REMEMBERED_USERS: Final = 10_000
+MAX_PARSED: Final = 4096
+
+NOT_NOTED: Final = object()
 
 # The session was sent, but cannot be one: Redis is not asked.
 _UNUSABLE: Final = Known(None)
@@ -135,6 +141,8 @@ class Session(Plugin):
         self._due = config.ttl - config.touch_interval if config.sliding else float("-inf")
         self._layout = self.layout("gateway")
         self._redis: Redis | None = None
+        self._parse_items = lru_cache(MAX_PARSED)(self._parse)
+        self._users: OrderedDict[bytes, str] = OrderedDict()
         self._touched: dict[str, float] = {}
         self._touching: set[asyncio.Task[None]] = set()
         self._complained: set[str] = set()
@@ -163,35 +171,52 @@ class Session(Plugin):
     def ask(self, request: Request, redis: Redis) -> Answer | None:
         # Here and not later: `ask` runs also for a request that then passes because Redis is down.
         request.changes.update(self._nothing)
+        read = request.notes.get(self, NOT_NOTED)
+        if read is NOT_NOTED:
+            read = request.notes[self] = self._read(request)
+        if read is None:
+            return None
+        answer = redis.look(read) if type(read) is Read else _UNUSABLE
+        if not answer.ready or answer.error is not None:
+            request.identity_pending = True
+            request.guess = self._users.get(read.key)
+        elif answer.value is not None and answer.value.expires > self.clock():
+            request.user = request.identity = answer.value.user
+        return answer
+
+    def check(self, request: Request, reply: Found | None) -> Response | None:
+        request.identity_pending = False
+        now = self.clock()
+        if reply is None or reply.expires <= now:
+            if self.config.required:
+                return self._refuse(sent=self in request.answers)
+            return None
+        user = reply.user
+        if type(request.answers[self]) is not Known and request.guess != user:
+            self._remember(request.notes[self].key, user)
+        request.user = request.identity = user
+        request.changes.update(reply.changes)
+        if reply.expires - now < self._due:
+            self._touch(request, reply, now)
+        return None
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _read(self, request: Request) -> Read | Known | None:
+        """How to read the request's session; None if it has none."""
         session_id = self._find(request)
         if session_id is None:
             return None
         if not _ID.fullmatch(session_id):
             return _UNUSABLE
         layout = self._layout
-        answer = redis.read("HGETALL", layout.key(layout.stored(session_id)), parse=self._parse)
-        if not isinstance(answer, Known):
-            request.identity_pending = True
-        elif answer.value is not None and answer.value.expires > self.clock():
-            request.user = request.identity = answer.value.user
-        return answer
+        return Read("HGETALL", layout.key(layout.stored(session_id)), parse=self._found)
 
-    async def __call__(self, request: Request, call_next: Handler) -> Response:
-        answer = request.answers.get(self)
-        found: Found | None = await answer if answer is not None else None
-        request.identity_pending = False
-        now = self.clock()
-        if found is None or found.expires <= now:
-            if self.config.required:
-                return self._refuse(sent=answer is not None)
-            return await call_next(request)
-        request.user = request.identity = found.user
-        request.changes.update(found.changes)
-        if found.expires - now < self._due:
-            self._touch(request, found, now)
-        return await call_next(request)
-
-    # -- inside ------------------------------------------------------------------------------------
+    def _remember(self, key: bytes, user: str) -> None:
+        """For the next one who comes with this session, so that others need not wait for Redis to tell them."""
+        if len(self._users) >= MAX_REMEMBERED_USERS:
+            self._users.popitem(last=False)
+        self._users[key] = user
 
     def _find(self, request: Request) -> str | None:
         for source in self.config.sources:
@@ -215,14 +240,16 @@ class Session(Plugin):
         response.set("WWW-Authenticate", challenge + ', error="invalid_token"' if sent else challenge)
         return response
 
-    def _parse(self, fields: Any) -> Found | None:
-        """The reply to HGETALL, once per read and not per request.
+    def _found(self, reply: Any) -> Found | None:
+        """The reply to HGETALL; without a mirror it mostly is what it was the last time.
 
         Raises:
             ValueError: it is not a session.
         """
-        if not fields:
-            return None
+        return self._parse_items(tuple(reply.items())) if reply else None
+
+    def _parse(self, items: tuple[tuple[bytes, bytes], ...]) -> Found:
+        fields = dict(items)
         user = field_of(fields, self.config.user_field)
         if not 0 < len(user) <= MAX_USER:
             raise ValueError(f"a user's id of {len(user)} characters")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import Field, SecretStr, model_validator
 
 from gateway.plugin import (
     Answer,
-    Handler,
     Plugin,
     PluginConfig,
+    Read,
     Redis,
     Request,
     Response,
@@ -48,8 +49,8 @@ PublicAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", 
 class Seen:
     """What is kept of a token."""
 
-    key: bytes
-    """What stands in Redis if it was revoked."""
+    read: Read
+    """Asks whether it was revoked."""
     user: str | None
     """Whose it is; None where nothing was verified."""
     expires: float | None
@@ -136,7 +137,7 @@ class TokenBlacklist(Plugin):
         self._verifier = config.verifier()
         self._prefix = "gateway"
         # SHA-256 of the token -> what it says, so that the hot path neither decodes nor verifies.
-        self._known: dict[bytes, Seen] = {}
+        self._known: OrderedDict[bytes, Seen] = OrderedDict()
 
     async def start(self, worker: Worker) -> None:
         self._prefix = worker.redis.prefix
@@ -146,41 +147,49 @@ class TokenBlacklist(Plugin):
         return token_id.join(halves(self.config.key, prefix))
 
     def ask(self, request: Request, redis: Redis) -> Answer | None:
-        seen = self._look(request)
+        note = request.notes.get(self)
+        if note is None:
+            note = self._look(request)
+            if isinstance(note, Refusal):
+                request.state[self.name] = note
+                return None
+            # What a token says stays; whether it is still valid is looked at each time.
+            request.notes[self] = note
+        seen, request.token = note
         if seen is None:
             return None
-        request.state[self.name] = seen
-        if isinstance(seen, Refusal):
+        if seen.expires is not None and seen.expires <= self.clock():
+            request.state[self.name] = EXPIRED
             return None
         if seen.user is not None:
             request.user = request.identity = seen.user
-        return redis.read("EXISTS", seen.key)
+        return redis.look(seen.read)
 
-    async def __call__(self, request: Request, call_next: Handler) -> Response:
-        seen: Seen | Refusal | None = request.state.get(self.name)
-        if seen is None:
-            return self._refuse(None) if self.config.required else await call_next(request)
-        if isinstance(seen, Refusal):
-            return self._refuse(seen)
-        if await request.answers[self]:
+    def check(self, request: Request, reply: Any) -> Response | None:
+        if self not in request.answers:
+            refusal: Refusal | None = request.state.get(self.name)
+            return self._refuse(refusal) if refusal is not None or self.config.required else None
+        if reply:
             return self._refuse(REVOKED)
+        seen, _ = request.notes[self]
         if seen.user is not None:
             # Again: a plugin before this one may have learned of another user from Redis meanwhile.
             request.user = request.identity = seen.user
-        return await call_next(request)
+        return None
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _look(self, request: Request) -> Seen | Refusal | None:
+    def _look(self, request: Request) -> tuple[Seen | None, str | None] | Refusal:
+        """What the request's token says, and the token; two times None where it has none."""
         fields = request.headers.getall("Authorization", None)
         if fields is None:
-            return None
+            return None, None
         try:
             token = bearer_of(fields)
         except Malformed:
             return MALFORMED
         if token is None:
-            return None
+            return None, None
         request.token = token
         digest = sha256(token.encode()).digest()
         seen = self._known.get(digest)
@@ -190,23 +199,20 @@ class TokenBlacklist(Plugin):
             except NotValid as error:
                 return Refusal(401, "invalid_token", str(error))
             if len(self._known) >= MAX_KNOWN_TOKENS:
-                del self._known[next(iter(self._known))]
+                self._known.popitem(last=False)
             self._known[digest] = seen
-        elif seen.expires is not None and seen.expires <= self.clock():
-            del self._known[digest]
-            return EXPIRED
-        return seen
+        return seen, token
 
     def _read(self, token: str) -> Seen:
         if self._verifier is None:
-            return Seen(self._key(id_of(token, claims_of(token))), None, None)
+            return Seen(self._asks(id_of(token, claims_of(token))), None, None)
         claims = self._verifier.verify(token, self.clock())
         expires = time_in(claims, "exp")
         ends = None if expires is None else expires + self.config.leeway
-        return Seen(self._key(id_of(token, claims)), user_in(claims), ends)
+        return Seen(self._asks(id_of(token, claims)), user_in(claims), ends)
 
-    def _key(self, token_id: str) -> bytes:
-        return self.key(token_id, self._prefix).encode()
+    def _asks(self, token_id: str) -> Read:
+        return Read("EXISTS", self.key(token_id, self._prefix))
 
     def _refuse(self, refusal: Refusal | None) -> Response:
         """400 or 401; who sent no token is not told of an error."""

@@ -52,7 +52,7 @@ def plain_request(*headers: tuple[str, str]) -> Request:
     request.headers = CIMultiDictProxy(CIMultiDict(headers))
     request.user = request.identity = request.token = None
     request.identity_pending = False
-    request.answers, request.changes, request.state = {}, {}, {}
+    request.answers, request.changes, request.state, request.notes = {}, {}, {}, {}
     return request
 
 

@@ -426,7 +426,7 @@ async def test_no_token_makes_ask_raise(token):
         plugin = TokenBlacklist(TokenBlacklist.Config.model_validate(keys), "token")
         request = Request.__new__(Request)
         request.headers = CIMultiDictProxy(CIMultiDict({"Authorization": f"Bearer {token}"}))
-        request.state, request.user, request.identity = {}, None, None
+        request.state, request.notes, request.user, request.identity = {}, {}, None, None
         plugin.ask(request, never_connected)
         assert request.user is None, "nobody but the issuer names a user"
 

@@ -6,7 +6,6 @@ would have answered to this very request, as far as it says that its answer depe
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -16,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import StartGateway
-from tests.harness import Gateway, UpstreamServer, raw_exchange
+from tests.harness import Gateway, UpstreamServer, eventually, raw_exchange
 from tests.plugins.cache.conftest import Client
 
 CREDENTIALS = ("Authorization", "Cookie", "X-Api-Key")
@@ -65,6 +64,8 @@ async def test_credentials_and_variants_never_mix(
     nodes: list[Gateway], upstream: UpstreamServer, ask: Client, redis_client: Any, requests: list[dict[str, Any]]
 ) -> None:
     await redis_client.flushall()
+    # The nodes hear of it a moment later than we do.
+    await eventually(lambda: not any(len(node.worker.redis.mirror) for node in nodes), every=0)
     for number, request in enumerate([*requests, *requests]):
         # One resource answers with the same fields in `Vary` each time, as RFC 9110 asks of it.
         vary = next(other for other in requests if other["path"] == request["path"])["vary"]

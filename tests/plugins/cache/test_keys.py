@@ -93,8 +93,8 @@ def test_addresses_of_long_requests_are_not_remembered() -> None:
         request = SimpleNamespace(
             raw_headers=((b"Cookie", b"%d" % number + b"x" * MAX_KNOWN_TEXT),), state={}, identity=None, method="GET",
             route=SimpleNamespace(name="r"), scheme="http", host="h", target="/", body=None, upgrade=None,
-            identity_pending=False,
+            identity_pending=False, notes={},
         )  # fmt: skip
-        lookup.visit(request)  # type: ignore[arg-type]
+        lookup.target(request, None, unknown=False)  # type: ignore[arg-type]
     assert keys.address.cache_info().currsize == 0
     assert reader.read(request).size > MAX_KNOWN_TEXT  # type: ignore[arg-type]
