@@ -27,10 +27,13 @@ MEMORY: Final[dict[str, Callable[[Lab], Finding]]] = {
 }
 
 
+NAMES: Final = [*[work.name for works in SECTIONS.values() for work in works], *MEMORY]
+
+
 def chosen(name: str, only: str) -> bool:
-    """Whether a row is wanted."""
+    """Whether a row is wanted: it is named, or a word that is no row's whole name is a part of its name."""
     words = [word.strip() for word in only.split(",") if word.strip()]
-    return not words or any(word in name for word in words)
+    return not words or any(word == name if word in NAMES else word in name for word in words)
 
 
 def whole(text: str) -> int:
@@ -46,7 +49,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=whole, default=2, help="of one measurement; whole ones")
     parser.add_argument("--rounds", type=whole, default=3, help="measurements of each side of a row")
     parser.add_argument("--patience", type=int, default=3, help="at most so many rounds more, for disturbed ones")
-    parser.add_argument("--only", default="", help="rows whose name has one of these words, with commas")
+    parser.add_argument("--only", default="", help="rows with these names, or with these words in them; with commas")
     parser.add_argument("--list", action="store_true", help="names of all rows")
     parser.add_argument("--lock", type=Path, help="a file to lock while measuring, so that several runs take turns")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for bench.md and bench.json")

@@ -121,19 +121,18 @@ def run(
             found = load.one(process)
             if work.cache and process is sides[0][0] and found != work.cache:
                 raise SystemExit(f"{work.name}: X-Cache is {found}, not {work.cache}")
-    result, quiet = Result(work), 0
-    for number in range(rounds + patience):
-        with here.alone():
+        result, quiet = Result(work), 0
+        for number in range(rounds + patience):
             turn = sides if number % 2 else sides[::-1]
             measured = [measure(process, load, seconds, here.processes) for process, load in turn]
-        ours, theirs = measured if number % 2 else measured[::-1]
-        result.gateway.append(ours)
-        result.baseline.append(theirs)
-        if (most := foreign((ours, theirs))) > DISTURBED:
-            say(f"  disturbed: {work.name}, round {number + 1}: {most:.2f} of a core went elsewhere")
-        else:
-            quiet += 1
-        if quiet == rounds:
-            break
+            ours, theirs = measured if number % 2 else measured[::-1]
+            result.gateway.append(ours)
+            result.baseline.append(theirs)
+            if (most := foreign((ours, theirs))) > DISTURBED:
+                say(f"  disturbed: {work.name}, round {number + 1}: {most:.2f} of a core went elsewhere")
+            else:
+                quiet += 1
+            if quiet == rounds:
+                break
     result.keep(rounds)
     return result

@@ -37,12 +37,12 @@ def mirrored(here: Lab, entries: int = ENTRIES) -> Finding:
     load = Load("/cached/1k", "urls", count=entries)
     deadline = time.monotonic() + FILL_SECONDS
     # The first time an answer is fetched and stored, the second time read into the mirror, the third time it is there.
-    while True:
-        with here.alone():
+    with here.alone():
+        while True:
             last = measure(process, load, PIECE_SECONDS, here.processes)
-        full = last["requests"] >= entries and last["trips"] < 1 / entries
-        if full or time.monotonic() > deadline:
-            break
+            full = last["requests"] >= entries and last["trips"] < 1 / entries
+            if full or time.monotonic() > deadline:
+                break
     figures = {
         "entries": float(entries),
         "rss_before_mib": before / MIB,

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from bench.__main__ import NAMES, chosen
 from bench.compare import Result, run
 from bench.lab import Lab, config_text
 from bench.load import Load, Round
@@ -104,6 +105,9 @@ def test_rows_have_names_of_their_own_that_only_can_pick() -> None:
     names = [work.name for work in ROWS]
     assert len(set(names)) == len(names)
     assert not [name for name in names if "," in name]
+    assert [name for name in NAMES if chosen(name, "chain mirror on")] == ["chain mirror on"]
+    assert len([name for name in NAMES if chosen(name, "chain mirror,POST 10 KB")]) > 5
+    assert [name for name in NAMES if chosen(name, "")] == NAMES
 
 
 def test_all_gateways_have_a_valid_configuration(tmp_path: Path) -> None:
