@@ -21,7 +21,7 @@ from gateway.forwarded import parse_ip
 from gateway.request import Head, Request
 from gateway.response import FAILED, REFUSED, Response, problem
 from gateway.store import Answer
-from gateway.wire import Sent, Unsendable, drained, send_whole
+from gateway.wire import Unsendable, drained, send_whole
 
 if TYPE_CHECKING:
     from gateway.plugin import Handler
@@ -223,19 +223,19 @@ class Connection(RequestHandler):
             server = self._server
             keep_alive = self._keep_alive and not server.draining
             try:
-                sent = send_whole(self, request, response, body, keep_alive)
+                size = send_whole(self, request, response, body, keep_alive)
             except Unsendable as error:
                 response = server.failure(request, error)
-                sent = send_whole(self, request, response, whole_body(response), keep_alive)
+                size = send_whole(self, request, response, whole_body(response), keep_alive)
             if not self._paused:
                 self._request = None
-                server.ended(request, response.status, sent.size, response.outcome)
+                server.ended(request, response.status, size, response.outcome)
                 if self._parked is None:
-                    self._done(sent.keep_alive)
+                    self._done(keep_alive)
                 else:
-                    self._end_short_way(sent.keep_alive)
+                    self._end_short_way(keep_alive)
                 return
-            rest = self._taken(request, response, sent)  # type: ignore[unreachable]  # sending may pause
+            rest = self._taken(request, response, size, keep_alive)  # type: ignore[unreachable]  # sending may pause
         else:
             rest = self._answer(request, partial(_made, response))
         if self._parked is None:
@@ -267,18 +267,18 @@ class Connection(RequestHandler):
         finally:
             self._end_short_way(keep_alive)
 
-    async def _taken(self, request: Request, response: Response, sent: Sent) -> None:
+    async def _taken(self, request: Request, response: Response, size: int, keep_alive: bool) -> None:
         """What was sent at once does not fit into the client's window: wait until it is taken."""
         self._request = None
-        keep_alive = False
+        taken = False
         try:
             await drained(self, self._server.table.send_timeout)
-            keep_alive = sent.keep_alive
+            taken = True
         except ConnectionError:
             pass  # the connection is closed below
         finally:
-            self._server.ended(request, response.status, sent.size, response.outcome)
-            self._end_short_way(keep_alive)
+            self._server.ended(request, response.status, size, response.outcome)
+            self._end_short_way(taken and keep_alive)
 
     async def _refuse(self, message: Any, error: BadRequest) -> None:
         try:

@@ -66,7 +66,7 @@ class Response:
             or of what a HEAD or 304 leaves out.
     """
 
-    __slots__ = ("_extra", "_head", "_headers", "_names", "body", "length", "outcome", "reason", "status")
+    __slots__ = ("_added", "_extra", "_head", "_headers", "_names", "body", "length", "outcome", "reason", "status")
 
     def __init__(
         self,
@@ -85,7 +85,8 @@ class Response:
         self._headers: CIMultiDict[str] | None = CIMultiDict(headers or {})
         self._head = b""
         self._names: Collection[bytes] = ()
-        self._extra: dict[bytes, bytes] | None = None
+        self._extra: list[bytes] | None = None
+        self._added: list[bytes] = []
 
     @classmethod
     def prebuilt(
@@ -114,6 +115,7 @@ class Response:
         self._headers = None
         self._head = head
         self._names = names
+        # Lines behind `head`, and the names in them.
         self._extra = None
         return self
 
@@ -138,7 +140,7 @@ class Response:
         """Whether the field with this lower-cased name is there."""
         if self._headers is not None:
             return lower.decode() in self._headers
-        return lower in self._names or (self._extra is not None and lower in self._extra)
+        return lower in self._names or (self._extra is not None and lower in self._added)
 
     def set(self, name: str, value: str) -> None:
         """Set a field, replacing what it was. Cheap on a prebuilt answer that did not have it.
@@ -155,11 +157,30 @@ class Response:
         """`set` for the hot path: the lower-cased name and the whole line, already checked."""
         if self._headers is None and lower not in self._names:
             if self._extra is None:
-                self._extra = {lower: line}
-            else:
-                self._extra[lower] = line
-        else:
-            ((name, value),) = split_head(line)
+                self._extra, self._added = [line], [lower]
+                return
+            if lower not in self._added:
+                self._extra.append(line)
+                self._added.append(lower)
+                return
+        ((name, value),) = split_head(line)
+        self.headers[name] = value
+
+    def set_lines(self, names: frozenset[bytes], lines: bytes) -> None:
+        """`set_line` for several fields at once.
+
+        Args:
+            names: the lower-cased names in `lines`.
+        """
+        if self._headers is None and names.isdisjoint(self._names):
+            if self._extra is None:
+                self._extra, self._added = [lines], [*names]
+                return
+            if names.isdisjoint(self._added):
+                self._extra.append(lines)
+                self._added.extend(names)
+                return
+        for name, value in split_head(lines):
             self.headers[name] = value
 
     def remove(self, name: str) -> None:
@@ -175,7 +196,7 @@ class Response:
         """
         if self._headers is not None:
             return b"".join([header_line(name, value) for name, value in self._headers.items()])
-        return self._head if self._extra is None else self._head + b"".join(self._extra.values())
+        return self._head if self._extra is None else b"".join((self._head, *self._extra))
 
 
 def header_line(name: str, value: str) -> bytes:

@@ -54,12 +54,15 @@ def date_line() -> bytes:
     return _date[1]
 
 
-def send_whole(protocol: Any, request: Request | Head, response: Response, body: bytes, keep_alive: bool) -> Sent:
+def send_whole(protocol: Any, request: Request | Head, response: Response, body: bytes, keep_alive: bool) -> int:
     """Write an answer that is there in one piece, at once; `drained` tells when the client has taken it.
 
     Args:
         protocol: aiohttp's server protocol, connected.
         keep_alive: whether the connection may serve another request afterwards.
+
+    Returns:
+        How many bytes that were.
 
     Raises:
         ConnectionError: the client has gone.
@@ -81,10 +84,10 @@ def send_whole(protocol: Any, request: Request | Head, response: Response, body:
     if len(body) <= ONE_PIECE_BYTES:
         piece = b"".join((status_line(status, response.reason), head_of(response), framing, date, CRLF, body))
         transport.write(piece)
-        return Sent(len(piece), keep_alive)
+        return len(piece)
     head = b"".join((status_line(status, response.reason), head_of(response), framing, date, CRLF))
     transport.writelines((head, body))
-    return Sent(len(head) + len(body), keep_alive)
+    return len(head) + len(body)
 
 
 def head_of(response: Response) -> bytes:
@@ -128,10 +131,10 @@ async def send(protocol: Any, request: Request, response: Response, *, keep_aliv
         await body.aclose()
         body = b""
     if type(body) is bytes:
-        sent = send_whole(protocol, request, response, body, keep_alive)
+        size = send_whole(protocol, request, response, body, keep_alive)
         if protocol._paused:
             await drained(protocol, send_timeout)
-        return sent
+        return Sent(size, keep_alive)
     chunked = False
     if status == 101:
         framing = UPGRADE

@@ -35,7 +35,8 @@ class RequestId(Plugin):
             if len(given) == 1 and _WELL_FORMED.fullmatch(given[0]):
                 request.id = given[0]
         # Ours is made of a node's name and a number: nothing in it can split a header.
-        request.changes[self._lower] = f"{self.config.header}: {request.id}\r\n".encode()
+        line = f"{self.config.header}: {request.id}\r\n".encode()
+        request.changes[self._lower] = request.state[self.name] = line
 
     def finish(self, request: Request, response: Response) -> None:
-        response.set_line(self._lower, f"{self.config.header}: {request.id}\r\n".encode())
+        response.set_line(self._lower, request.state[self.name])

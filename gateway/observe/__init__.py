@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from gateway.observe.access_log import MAX_LINE, AccessLog
+from gateway.observe.access_log import AccessLog
 from gateway.observe.metrics import OTHER, Counter, Histogram, Metrics
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "
 RESIDENT: Final = Path("/proc/self/statm")
 NO_ROUTE: Final = "-"
 MAX_CACHED: Final = 2000
+LINE: Final = '%s%s%s%d,"ms":%d.%03d,"upstream_ms":%s,"redis_trips":%d,"request_id":%s}\n'
+# Characters, as they stand in the line: with all that goes with them they fit in `MAX_LINE`.
+MAX_PATH: Final = 2800
 CUT_PATH: Final = 400
 CUT_OTHER: Final = 64
 
@@ -40,6 +43,10 @@ MIRROR_COUNTERS: Final = {
     "evictions": "Entries dropped for lack of room.",
     "invalidations": "Keys Redis has withdrawn.",
 }
+
+
+Series = tuple[Counter, Histogram, Histogram, str]
+"""What a request is counted in, and how its line goes on from there."""
 
 
 class Observer:
@@ -70,7 +77,7 @@ class Observer:
         self.access_log = access_log
         self._clock = clock
         self._wall = wall
-        self._series: dict[tuple[str, int, str, str], tuple[Counter, Histogram, Histogram]] = {}
+        self._series: dict[tuple[str, int, str, str], Series] = {}
         self._trips = metrics.counter(
             "gateway_redis_round_trips_total", "Redis round trips that requests have waited for."
         )
@@ -83,6 +90,8 @@ class Observer:
         self._second = ""
         self._second_starts = 0.0
         self._second_ends = float("-inf")
+        self._millisecond = -1
+        self._stamp = ""
 
     def __repr__(self) -> str:
         return f"<Observer {self.requests:.0f} requests>"
@@ -105,7 +114,7 @@ class Observer:
         series = self._series.get((route, status, outcome, request.method))
         if series is None:
             series = self._find(route, status, outcome, request.method)
-        requests, duration, upstream = series
+        requests, duration, upstream, said = series
         requests.value += 1
         duration.observe(seconds)
         upstream_seconds = request.upstream_seconds
@@ -115,31 +124,44 @@ class Observer:
         if trips:
             self._trips.value += trips
         if self.access_log is not None:
-            self._log(
-                now,
-                {
-                    "time": "",
-                    "client": request.client,
-                    "method": request.method,
-                    "path": request.path,
-                    "route": route,
-                    "status": status,
-                    "outcome": outcome,
-                    "bytes": sent,
-                    # Three decimals, cheaper than with round().
-                    "ms": int(seconds * 1e6) / 1e3,
-                    "upstream_ms": None if upstream_seconds is None else int(upstream_seconds * 1e6) / 1e3,
-                    "redis_trips": trips,
-                    "request_id": request.id,
-                },
+            took = int(seconds * 1e6)
+            waited = "null" if upstream_seconds is None else int(upstream_seconds * 1e6) / 1e3
+            # Written by hand, from parts that are remembered: a third of the time of a dict and orjson.
+            line = LINE % (
+                self._time(now), self._about(request), said, sent, took // 1000, took % 1000, waited, trips,
+                quoted(request.id),
+            )  # fmt: skip
+            self.access_log.write(line.encode())
+
+    def _time(self, now: float) -> str:
+        """The beginning of a line, which changes once a millisecond."""
+        if now >= self._second_ends:
+            self._next_second(now)
+        millisecond = int((now - self._second_starts) * 1000)
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            self._stamp = f'{{"time":"{self._second}.{millisecond:03d}Z",'
+        return self._stamp
+
+    def _about(self, request: Request) -> str:
+        """The members that tell what was asked by whom; the same for all requests with this head of one client."""
+        note: tuple[str, str] | None = request.notes.get(self)
+        if note is None or note[0] != request.client:
+            path = quoted(request.path, MAX_PATH)
+            members = (
+                f'"client":{quoted(request.client)}',
+                f'"method":{quoted(request.method)}',
+                f'"path":{path if len(path) <= MAX_PATH else quoted(request.path, CUT_PATH)}',
+                f'"route":{quoted(request.route.name)}',
             )
+            note = request.notes[self] = (request.client, ",".join(members))
+        return note[1]
 
     def record_unparsed(self, client: str, status: int, outcome: str) -> None:
         """Once per answer to something that never became a request: malformed, too long or too slow HTTP."""
         self._find(NO_ROUTE, status, outcome, OTHER)[0].value += 1
         if self.access_log is not None:
             fields: dict[str, Any] = {
-                "time": "",
                 "client": client,
                 "method": None,
                 "path": None,
@@ -147,20 +169,10 @@ class Observer:
                 "status": status,
             }
             fields |= {"outcome": outcome, "bytes": 0, "ms": 0.0, "upstream_ms": None, "redis_trips": 0}
-            self._log(self._clock(), fields | {"request_id": None})
+            line = orjson.dumps(fields | {"request_id": None}, option=orjson.OPT_APPEND_NEWLINE)
+            self.access_log.write(self._time(self._clock()).encode() + line[1:])
 
-    def _log(self, now: float, fields: dict[str, Any]) -> None:
-        assert self.access_log is not None
-        if now >= self._second_ends:
-            self._next_second(now)
-        fields["time"] = f"{self._second}.{int((now - self._second_starts) * 1000):03d}Z"
-        try:
-            line = orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
-        except TypeError:
-            line = b""
-        self.access_log.write(line if line and len(line) <= MAX_LINE else cut(fields))
-
-    def _find(self, route: str, status: int, outcome: str, method: str) -> tuple[Counter, Histogram, Histogram]:
+    def _find(self, route: str, status: int, outcome: str, method: str) -> Series:
         # Clients may invent methods; they must not fill the cache or Prometheus.
         known = method if method in METHODS else OTHER
         key = (route, status, outcome, known)
@@ -181,6 +193,7 @@ class Observer:
                 self.metrics.histogram(
                     "gateway_upstream_seconds", "Time spent waiting for the upstream's answer.", route=route
                 ),
+                f',"status":{status},"outcome":"{outcome}","bytes":',
             )
             if len(self._series) < MAX_CACHED:
                 self._series[key] = series
@@ -191,17 +204,14 @@ class Observer:
         self._second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(wall))
         self._second_starts = now - wall % 1
         self._second_ends = self._second_starts + 1
+        self._millisecond = -1
 
 
-def cut(fields: dict[str, Any]) -> bytes:
-    """The line for values that are too long, or that are not text: shortened, undecodable bytes as `\\udc80`."""
-    short = {
-        key: value[: CUT_PATH if key == "path" else CUT_OTHER].encode("utf-8", "backslashreplace").decode()
-        if isinstance(value, str)
-        else value
-        for key, value in fields.items()
-    }
-    return orjson.dumps(short, option=orjson.OPT_APPEND_NEWLINE)
+def quoted(text: str, size: int = CUT_OTHER) -> str:
+    """A text of at most `size` characters as a JSON string; undecodable bytes as `\\udc80`."""
+    if len(text) <= size and text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return f'"{text}"'
+    return orjson.dumps(text[:size].encode("utf-8", "backslashreplace").decode()).decode()
 
 
 def watch_redis(metrics: Metrics, redis: Redis) -> None:

@@ -19,7 +19,6 @@ logger = logging.getLogger("gateway.redis")
 Part = bytes | str | int | float
 
 CACHING_YES: Final = pack(("CLIENT", "CACHING", "YES"))
-ABSENT: Final = object()
 MAX_COMPLAINTS: Final = 1000
 # Commands that change nothing: after any other one this worker's own mirror must not answer for the key.
 READS: Final = frozenset(
@@ -63,10 +62,10 @@ class Read:
 class Gets:
     """GETs on several keys, prepared; all with the same `bulk`."""
 
-    __slots__ = ("bulk", "packed", "reads")
+    __slots__ = ("bulk", "packed", "parsing")
 
     def __init__(self, reads: Sequence[Read]) -> None:
-        self.reads = tuple(reads)
+        self.parsing = [(number, read) for number, read in enumerate(reads) if read.parse is not None]
         self.bulk = reads[0].bulk
         self.packed = pack(("MGET", *[read.key for read in reads]))
 
@@ -180,17 +179,20 @@ class Redis:
     def look(self, read: Read) -> Answer:
         """The same with a prepared command."""
         name = read.key
-        value = self.mirror.get(name, ABSENT)
-        if value is not ABSENT:
-            return Known(value)
-        reading = self._reading.get(name)
-        if reading is not None:
-            return reading
+        mirrored = self.mirror.max_bytes
+        if mirrored:
+            # What the mirror keeps is the answer itself: one object less for each read.
+            known: Known | None = self.mirror.get(name)
+            if known is not None:
+                return known
+            reading = self._reading.get(name)
+            if reading is not None:
+                return reading
         link = self._bulk if read.bulk else self._main
         if not link.up or link.full:
             return Down(self._why(link))
         reading = _Reading(self, name, read.parse)
-        if self.mirror.max_bytes:
+        if mirrored:
             self._reading[name] = reading
             self._send(link, CACHING_YES, None)
         if not read.packed:
@@ -276,7 +278,9 @@ class _Reading(Reply):
     __slots__ = ("_key", "_parse", "_redis")
 
     def __init__(self, redis: Redis, key: bytes, parse: Callable[[Any], Any] | None) -> None:
-        super().__init__()
+        # Not by super(): this runs for each question.
+        self.ready = False
+        self.value = self.error = self._callbacks = None
         self._redis = redis
         self._key = key
         self._parse = parse
@@ -294,7 +298,7 @@ class _Reading(Reply):
         else:
             value = redis.parsed(self._parse, key, reply)
         if redis.mirror.max_bytes:
-            redis.mirror.put(key, value, weight(reply))
+            redis.mirror.put(key, Known(value), weight(reply))
         if not self.ready:
             self.value = value
             self._arrived()
@@ -318,8 +322,8 @@ class _Gets(Reply):
 
     def settle(self, reply: Any) -> None:
         if type(reply) is list:
-            parsed = self._redis.parsed
-            reply = [parsed(read.parse, read.key, raw) for read, raw in zip(self._gets.reads, reply, strict=True)]
+            for number, read in self._gets.parsing:
+                reply[number] = self._redis.parsed(read.parse, read.key, reply[number])
         super().settle(reply)
 
 
@@ -329,7 +333,8 @@ class _Run(Reply):
     __slots__ = ("_call", "_link", "_redis", "_retried")
 
     def __init__(self, redis: Redis, link: Link, call: Call) -> None:
-        super().__init__()
+        self.ready = False
+        self.value = self.error = self._callbacks = None
         self._redis = redis
         self._link = link
         self._call = call

@@ -50,7 +50,7 @@ def served(entry: Entry, facts: Facts, now: float, outcome: str, detail: str) ->
         # What describes the body stays with the body (RFC 9110, section 15.4.5).
         lines = [line for line in head.split(b"\r\n") if line and not _describes_body(line)]
         head = b"".join([line + b"\r\n" for line in lines])
-        names = (*[line.partition(b":")[0].lower() for line in lines], *ADDED)
+        names = frozenset((*[line.partition(b":")[0].lower() for line in lines], *ADDED))
         status, body, reason = 304, b"", None
     age = max(0, int(now - entry.plan.born))
     ours = f"Age: {age}\r\nX-Cache: {WORDS[outcome]}\r\nCache-Status: {entry.prior}{NAME}; {detail}\r\n"

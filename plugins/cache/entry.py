@@ -8,6 +8,7 @@ A record that is truncated, changed or of another version raises ValueError: it 
 from __future__ import annotations
 
 import zlib
+from functools import lru_cache
 from struct import Struct
 from struct import error as StructError  # noqa: N812
 from typing import Any, Final
@@ -29,6 +30,8 @@ _ENTRY: Final = Struct(">H?dddd16sHHIHII")
 _TIME: Final = Struct(">d")
 NO_REASON: Final = 0xFFFF
 SEPARATOR: Final = "\n"
+NO_NAMES: Final[frozenset[bytes]] = frozenset()
+MAX_SHARED: Final = 512
 
 # A tag that is not in the entry cannot be purged: an answer with more is not stored.
 MAX_TAGS: Final = 64
@@ -73,7 +76,7 @@ class Entry:
         status: int,
         plan: Plan,
         head: bytes,
-        names: tuple[bytes, ...],
+        names: frozenset[bytes],
         body: bytes,
         *,
         generations: bytes = bytes(GENERATIONS_BYTES),
@@ -236,13 +239,25 @@ def _entry(data: bytes, payload: memoryview) -> Entry:
         status,
         Plan(born, expires, stale_until, error_until, strict, _texts(vary)),
         head,
-        tuple(names.split(b"\n")) if names else (),
+        _names(names),
         data[start:],
         generations=generations,
         tags=_texts(tags),
         reason=None if reason_size == NO_REASON else reason.decode("utf-8", "surrogateescape"),
         prior=prior.decode("utf-8", "surrogateescape") if prior else "",
     )
+
+
+@lru_cache(1024)
+def _known_names(data: bytes) -> frozenset[bytes]:
+    return frozenset(data.split(b"\n"))
+
+
+def _names(data: bytes) -> frozenset[bytes]:
+    """The names of the fields in a head. Most answers have the same, and share one object."""
+    if len(data) > MAX_SHARED:
+        return frozenset(data.split(b"\n"))
+    return _known_names(data) if data else NO_NAMES
 
 
 def _texts(data: bytes) -> tuple[str, ...]:

@@ -202,7 +202,7 @@ class Errand:
             response.status,
             made,
             head,
-            (*names, *ADDED),
+            frozenset((*names, *ADDED)),
             body,
             generations=generations,
             tags=tags,

@@ -7,10 +7,11 @@ from typing import Final, Literal
 
 from gateway.plugin import Answer, Known, Request
 from plugins.cache.entry import Entry, Index, Stored, Uncacheable
-from plugins.cache.facts import NO_FACTS, Facts, FactsReader, selecting
+from plugins.cache.facts import Facts, FactsReader, selecting
 from plugins.cache.hot import HotKeys
 from plugins.cache.keys import MAX_KNOWN_TEXT, Address, Keys, Place, of_tag
-from plugins.cache.store import Asked, Found, Store, Wanted, ends_of
+from plugins.cache.store import Asked, Store, ends_of
+from plugins.cache.wanted import Found, Wanted
 
 Scope = Literal["auto", "user", "shared"]
 
@@ -65,7 +66,7 @@ class Target:
         self.address = address
         self.who = who
         self.shared = shared
-        self.plain = facts is NO_FACTS and bypass is None
+        self.plain = bypass is None and not facts.asked and not facts.conditions
         """Nothing special is asked for: what is stored and fresh is the answer."""
         self.tags: tuple[str, ...] = ()
         """Of what was found last: their generations are asked for together with the address' own."""

@@ -19,12 +19,13 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from secrets import token_hex
 from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
-from gateway.plugin import All, Answer, Gets, Known, Read, Redis, RedisDown, RedisError, Script
+from gateway.plugin import Answer, Known, Redis, RedisDown, RedisError, Script
 from plugins.cache.entry import GENERATIONS_BYTES, Entry, Stored, Uncacheable, decode, encode
 from plugins.cache.keys import Place, everything, of_tag
 from plugins.cache.policy import MAX_LIFE
+from plugins.cache.wanted import Found, Wanted, parse_generation
 
 ACQUIRE: Final = Script.beside(__file__, "acquire.lua")
 EXTEND: Final = Script.beside(__file__, "extend.lua")
@@ -39,15 +40,12 @@ GENERATION_SECONDS: Final = 2 * MAX_LIFE
 LASTING: Final = 2
 FETCH_SECONDS: Final = 600.0
 INDEX_SECONDS: Final = MAX_LIFE
-MAX_GENERATION_BYTES: Final = 64
 PURGED: Final = b"purged-"
 
 # Without a mirror nothing is pushed: generations are believed, and locks looked at again, for this long.
 BELIEVED_SECONDS: Final = 0.03
 MAX_BELIEVED: Final = 10_000
 MAX_OWED: Final = 10_000
-# Each request that is remembered may keep so much of what it was answered with the last time.
-MAX_REMEMBERED_BYTES: Final = 4096
 
 
 class Grant:
@@ -304,7 +302,7 @@ class Store:
     def _generation(self, name: bytes) -> Answer:
         if not self._mirrored and (believed := self._believed.get(name)) and believed[1] > time.monotonic():
             return Known(believed[0])
-        return self._redis.read("GET", name, parse=_parse_generation)
+        return self._redis.read("GET", name, parse=parse_generation)
 
     async def _replies(self, asked: Asked) -> list[bytes | None]:
         values = [await answer for answer in asked.answers]
@@ -316,52 +314,6 @@ class Store:
                         self._believed.clear()
                     self._believed[name] = (value, until)
         return values
-
-
-class Wanted:
-    """What tells the answer to a request, prepared for being asked again and again.
-
-    Args:
-        place: where it lies.
-        generations: the keys it hangs on: those of its address, then those of its tags.
-    """
-
-    __slots__ = ("entry", "generations", "gets")
-
-    def __init__(self, place: bytes, generations: Sequence[bytes]) -> None:
-        self.entry = Read("GET", place, parse=decode, bulk=True)
-        self.generations = [Read("GET", name, parse=_parse_generation) for name in generations]
-        remembering = Read("GET", place, parse=Decoder().decode, bulk=True)
-        self.gets = Gets([remembering, *self.generations])
-
-
-class Decoder:
-    """Decodes what mostly is what it was the last time."""
-
-    __slots__ = ("_raw", "_stored")
-
-    def __init__(self) -> None:
-        self._raw: bytes | None = None
-        self._stored: Stored | None = None
-
-    def decode(self, raw: Any) -> Stored | None:
-        """See `entry.decode`."""
-        if raw is not None and raw == self._raw:
-            return self._stored
-        stored = decode(raw)
-        if raw is not None and len(raw) <= MAX_REMEMBERED_BYTES:
-            self._raw, self._stored = raw, stored
-        return stored
-
-
-class Found(All):
-    """An entry and its generations, and the state before they were asked for."""
-
-    __slots__ = ("state",)
-
-    def __init__(self, answers: Sequence[Answer], state: int) -> None:
-        self.state = state
-        super().__init__(answers)
 
 
 class Asked:
@@ -419,11 +371,3 @@ def ends_of(stored: Stored) -> float:
     if isinstance(stored, Entry):
         return stored.plan.ends
     return stored.until if isinstance(stored, Uncacheable) else stored.made + INDEX_SECONDS
-
-
-def _parse_generation(value: Any) -> bytes | None:
-    if value is None:
-        return None
-    if not isinstance(value, bytes) or not 0 < len(value) <= MAX_GENERATION_BYTES:
-        raise ValueError("not a generation")
-    return value

@@ -42,6 +42,8 @@ MAX_LEVEL: Final = 2**53
 QUOTA_EXCEEDED: Final = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 REFUSAL_FIELDS: Final = frozenset({b"content-type", b"cache-control", b"retry-after"})
 STANDING: Final = "rate_limit"
+STANDING_FIELDS: Final = frozenset({b"x-ratelimit-limit", b"x-ratelimit-remaining", b"x-ratelimit-reset"})
+STANDING_LINES: Final = b"X-RateLimit-Limit: %d\r\nX-RateLimit-Remaining: %d\r\nX-RateLimit-Reset: %d\r\n"
 
 LimitText = Annotated[
     Limit, PlainValidator(parse_limit), WithJsonSchema({"type": "string", "examples": ["100/minute", "5/10s"]})
@@ -137,7 +139,6 @@ class RateLimit(Plugin):
         self._guess = f"{name}.guess"
         self._prefix = "gateway"
         self._keys = lru_cache(MAX_KNOWN)(self._keys_of)
-        self._limit_lines = [b"X-RateLimit-Limit: %d\r\n" % limit.capacity for limit in self.limits]
         # By the limits that refuse, at most 2**8 of them.
         self._bodies: dict[tuple[int, ...], bytes] = {}
 
@@ -177,9 +178,11 @@ class RateLimit(Plugin):
     def finish(self, request: Request, response: Response) -> None:
         standing: Standing = request.state[STANDING]
         if standing.plugin is self and self.config.headers:
-            response.set_line(b"x-ratelimit-limit", self._limit_lines[standing.number - 1])
-            response.set_line(b"x-ratelimit-remaining", b"X-RateLimit-Remaining: %d\r\n" % standing.remaining)
-            response.set_line(b"x-ratelimit-reset", b"X-RateLimit-Reset: %d\r\n" % seconds(standing.wait))
+            response.set_lines(
+                STANDING_FIELDS,
+                STANDING_LINES
+                % (self.limits[standing.number - 1].capacity, standing.remaining, seconds(standing.wait)),
+            )
 
     async def without_redis(self, request: Request, call_next: Handler) -> Response:
         request.state.pop(self._guess, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -15,9 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.observe import access_log
-from gateway.observe.access_log import PIPE_BUF, AccessLog, pieces
+from gateway.observe import access_log, outlet
+from gateway.observe.access_log import AccessLog
 from gateway.observe.metrics import Counter
+from gateway.observe.outlet import PIPE_BUF, DirectOutlet, ThreadOutlet, open_outlet, pieces
 from tests.harness import eventually
 
 Pipe = tuple[FileIO, FileIO]
@@ -28,6 +30,28 @@ def pipe() -> Iterator[Pipe]:
     reading, writing = os.pipe()
     with FileIO(reading, "r") as reader, FileIO(writing, "w") as writer:
         yield reader, writer
+
+
+@pytest.fixture(params=["direct", "thread"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both outlets: the second is for who may not open standard output again."""
+    if request.param == "thread":
+        monkeypatch.setattr(access_log, "open_outlet", ThreadOutlet)
+    return str(request.param)
+
+
+async def test_a_pipe_is_opened_again_and_a_socket_is_left_to_a_thread(pipe: Pipe, way: str) -> None:
+    if way == "thread":
+        return
+    direct = open_outlet(pipe[1].fileno())
+    assert isinstance(direct, DirectOutlet)
+    assert os.get_blocking(pipe[1].fileno()), "the descriptor that others share keeps its flags"
+    await direct.stop()
+    near, far = socket.socketpair()
+    with near, far:
+        threaded = open_outlet(near.fileno())
+        assert isinstance(threaded, ThreadOutlet)
+        await threaded.stop()
 
 
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(300, 1000))
@@ -78,7 +102,7 @@ async def test_a_stalled_reader_blocks_nobody_and_costs_counted_lines(pipe: Pipe
 
 
 async def test_the_end_does_not_wait_for_a_stalled_reader(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access_log, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(outlet, "STOP_SECONDS", 0.1)
     log = AccessLog(1 << 20, Counter(), pipe[1].fileno())
     for _ in range(2000):
         log.write(b"x" * 99 + b"\n")

@@ -11,7 +11,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.observe import MAX_LINE, Observer
+from gateway.observe import Observer
+from gateway.observe.access_log import MAX_LINE
 from gateway.observe.metrics import Metrics
 
 
@@ -41,7 +42,7 @@ def request(**changes: Any) -> Any:
         "id": "n-1",
         "started": 100.0,
     }
-    values |= {"trips": 1, "upstream_seconds": None, "route": "users", **changes}
+    values |= {"notes": {}, "trips": 1, "upstream_seconds": None, "route": "users", **changes}
     values["route"] = SimpleNamespace(name=values["route"])
     return SimpleNamespace(**values)
 

@@ -22,7 +22,7 @@ entries = st.builds(
     st.integers(200, 599),
     st.builds(Plan, times, times, times, times, st.booleans(), name_lists),
     st.binary(max_size=100),
-    st.lists(names.map(str.encode), max_size=5).map(tuple),
+    st.lists(names.map(str.encode), max_size=5).map(frozenset),
     st.binary(max_size=200),
     generations=st.binary(min_size=16, max_size=16),
     tags=name_lists,

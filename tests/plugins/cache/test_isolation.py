@@ -6,6 +6,7 @@ would have answered to this very request, as far as it says that its answer depe
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
