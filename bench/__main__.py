@@ -21,9 +21,9 @@ from bench.zipf import zipf
 
 RESULTS: Final = Path(__file__).parent / "results"
 MEMORY: Final[dict[str, Callable[[Lab], Finding]]] = {
-    "memory of mirrored answers": memory.mirrored,
-    "memory of idle connections": memory.idle,
-    "memory's hit rate": lambda here: zipf(),
+    "RSS of mirrored answers": memory.mirrored,
+    "RSS of idle connections": memory.idle,
+    "hit rate of the mirror": lambda here: zipf(),
 }
 
 
