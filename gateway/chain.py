@@ -12,7 +12,7 @@ comes back when that is there. A plugin with a `__call__`, the upstream, and a R
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -92,7 +92,7 @@ class Chain:
                         answer = self._ask_now(plugin, request)
                     if not answer.ready or answer.error is not None:
                         request.depth = position
-                        request.waiting = None if answer.ready else answer
+                        request.waiting = None if answer.ready else last_of(answers.values(), answer)
                         return None
                     reply = answer.value
                 response = check(request, reply)
@@ -180,6 +180,20 @@ class Chain:
         if plugin.on_redis_failure == "local":
             return await plugin.without_redis(request, call_next)
         return unavailable()
+
+
+def last_of(answers: Iterable[Any], first: Answer) -> Answer:
+    """Which of a request's pending answers to wait for: the last that is not bulky.
+
+    Those before it came with it, as replies keep their order: the request is woken once and not for each. But a
+    decision never waits for a large body behind it.
+    """
+    if first.bulky:
+        return first
+    for answer in answers:
+        if answer is not LATER and not answer.ready and not answer.bulky:
+            first = answer
+    return first
 
 
 def _has(plugin: Plugin, method: str) -> bool:

@@ -200,7 +200,6 @@ class Connection(RequestHandler):
         server = self._server
         request = server.request(self, head)
         self._keep_alive = not head.should_close
-        server.began()
         try:
             response = head.route.chain.start(request)
         except Exception as error:
@@ -229,10 +228,12 @@ class Connection(RequestHandler):
                 size = send_whole(self, request, response, whole_body(response), keep_alive)
             if not self._paused:
                 self._request = None
-                server.ended(request, response.status, size, response.outcome)
                 if self._parked is None:
+                    if server.observer is not None:
+                        server.observer.record(request, response.status, size, response.outcome)
                     self._done(keep_alive)
                 else:
+                    server.ended(request, response.status, size, response.outcome)
                     self._end_short_way(keep_alive)
                 return
             rest = self._taken(request, response, size, keep_alive)  # type: ignore[unreachable]  # sending may pause
@@ -243,7 +244,8 @@ class Connection(RequestHandler):
         self._short_task = self._loop.create_task(rest)
 
     def _park(self) -> None:
-        """From now on what comes is queued: a request is being handled."""
+        """From now on what comes is queued: a request is being handled. `Server.ended` or `left` must follow."""
+        self._server.began()
         self._waiter, self._parked = None, self._waiter
         self._request_in_progress = True
 
@@ -284,6 +286,7 @@ class Connection(RequestHandler):
         try:
             await self._server.refuse(self, message, error)
         finally:
+            self._server.left()
             self._end_short_way(False)
 
     def _end_short_way(self, keep_alive: bool) -> None:

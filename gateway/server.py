@@ -191,7 +191,7 @@ class Server(web.Server):
         return problem(500, "Internal error", "The gateway failed to handle the request.")
 
     def began(self) -> None:
-        """A request is being handled: `ended` follows, whatever happens."""
+        """A request is being handled that the end must wait for: `ended` or `left` follows, whatever happens."""
         self.in_flight += 1
 
     def ended(self, request: Request, status: int, size: int, outcome: str) -> None:
@@ -201,11 +201,15 @@ class Server(web.Server):
             status: 499 where the client had gone.
             size: bytes of the answer.
         """
+        self.left()
+        if self.observer is not None:
+            self.observer.record(request, status, size, outcome)
+
+    def left(self) -> None:
+        """One less is being handled."""
         self.in_flight -= 1
         if not self.in_flight:
             self._quiet.set()
-        if self.observer is not None:
-            self.observer.record(request, status, size, outcome)
 
     async def answer(self, connection: Connection, request: Request, respond: Handler, keep_alive: bool) -> bool:
         """Respond and send, in a task, and tell `ended`; whether the connection may serve another request."""

@@ -20,6 +20,8 @@ KEEP_ALIVE: Final = b"Connection: keep-alive\r\n"
 CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
 UPGRADE: Final = b"Connection: Upgrade\r\n"
 CRLF: Final = b"\r\n"
+OK: Final = b"HTTP/1.1 200 OK\r\n"
+PLAIN_OK: Final = (None, "OK")
 VERSION_11: Final = (1, 1)
 
 _status_lines: dict[tuple[int, str | None], bytes] = {}
@@ -72,6 +74,7 @@ def send_whole(protocol: Any, request: Request | Head, response: Response, body:
     if transport is None:
         raise ConnectionResetError("the client has gone")
     status = response.status
+    line = OK if status == 200 and response.reason in PLAIN_OK else status_line(status, response.reason)
     if status in NO_BODY or request.method == "HEAD":
         framing, body = _bodiless(response, body), b""
     else:
@@ -80,26 +83,19 @@ def send_whole(protocol: Any, request: Request | Head, response: Response, body:
         framing += CLOSE
     elif request.version < VERSION_11:
         framing += KEEP_ALIVE
-    date = b"" if response.has(b"date") else date_line()
-    if len(body) <= ONE_PIECE_BYTES:
-        piece = b"".join((status_line(status, response.reason), head_of(response), framing, date, CRLF, body))
-        transport.write(piece)
-        return len(piece)
-    head = b"".join((status_line(status, response.reason), head_of(response), framing, date, CRLF))
-    transport.writelines((head, body))
-    return len(head) + len(body)
-
-
-def head_of(response: Response) -> bytes:
-    """Its header lines.
-
-    Raises:
-        Unsendable: one has a control character.
-    """
+    if not response.has(b"date"):
+        framing += date_line()
     try:
-        return response.head()
+        head = response.head()
     except ValueError as error:
         raise Unsendable(str(error)) from error
+    if len(body) <= ONE_PIECE_BYTES:
+        piece = b"".join((line, head, framing, CRLF, body))
+        transport.write(piece)
+        return len(piece)
+    head = b"".join((line, head, framing, CRLF))
+    transport.writelines((head, body))
+    return len(head) + len(body)
 
 
 def _bodiless(response: Response, body: bytes) -> bytes:
@@ -152,8 +148,13 @@ async def send(protocol: Any, request: Request, response: Response, *, keep_aliv
             framing += CLOSE
         elif request.version < VERSION_11:
             framing += KEEP_ALIVE
-    date = b"" if response.has(b"date") else date_line()
-    head = b"".join((status_line(status, response.reason), head_of(response), framing, date, CRLF))
+    if not response.has(b"date"):
+        framing += date_line()
+    try:
+        head = b"".join((status_line(status, response.reason), response.head(), framing, CRLF))
+    except ValueError as error:
+        await body.aclose()
+        raise Unsendable(str(error)) from error
     transport = protocol.transport
     if transport is None:
         await body.aclose()

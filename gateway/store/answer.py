@@ -45,9 +45,12 @@ class Answer:
         ready: whether `value` or `error` tell already.
         value: the reply.
         error: why there is none; awaiting the answer raises it.
+        bulky: it may be large, and come long after others.
     """
 
     __slots__ = ()
+
+    bulky = False
 
     ready: bool
     value: Any
@@ -157,6 +160,8 @@ class All(Reply):
     """Several answers as one: the list of their values, or the first error among them."""
 
     __slots__ = ("_answers", "_left")
+
+    bulky = True
 
     def __init__(self, answers: Sequence[Answer]) -> None:
         super().__init__()

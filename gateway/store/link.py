@@ -80,6 +80,7 @@ class Link:
         self.commands = 0
         self.timeouts = 0
         self.scripts: dict[bytes, Script] = {}
+        self._max_queue = options.max_queue
         self._on_push = on_push
         self._on_state = on_state
         # per connection
@@ -105,8 +106,9 @@ class Link:
     # -- asking ------------------------------------------------------------------------------------
 
     @property
-    def full(self) -> bool:
-        return len(self._waiting) >= self.options.max_queue
+    def open(self) -> bool:
+        """Whether commands can be put: it is up, and its queue has room."""
+        return self.up and len(self._waiting) < self._max_queue
 
     @property
     def waiting(self) -> int:
@@ -114,7 +116,7 @@ class Link:
         return len(self._waiting)
 
     def put(self, packed: bytes, entry: Reply | None) -> None:
-        """Queue one packed command; the caller has looked at `up` and `full`, and calls `flush` this tick."""
+        """Queue one packed command; the caller has looked at `open`, and calls `flush` this tick."""
         self._outbox.append(packed)
         self._waiting.append(entry)
 

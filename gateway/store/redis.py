@@ -134,7 +134,7 @@ class Redis:
                 asked with the same `bulk`, or its invalidation could overtake its reply.
         """
         link = self._bulk if bulk else self._main
-        if not link.up or link.full:
+        if not link.open:
             return Down(self._why(link))
         if command[0] not in READS and len(command) > 1:
             self.mirror.drop(_key(command[1]))
@@ -149,7 +149,7 @@ class Redis:
     def call(self, call: Call) -> Answer:
         """The same with a prepared call."""
         link = self._bulk if call.bulk else self._main
-        if not link.up or link.full:
+        if not link.open:
             return Down(self._why(link))
         for key in call.keys:
             self.mirror.drop(key)
@@ -189,7 +189,7 @@ class Redis:
             if reading is not None:
                 return reading
         link = self._bulk if read.bulk else self._main
-        if not link.up or link.full:
+        if not link.open:
             return Down(self._why(link))
         reading = _Reading(self, name, read.parse)
         if mirrored:
@@ -207,7 +207,7 @@ class Redis:
         read, counts as absent.
         """
         link = self._bulk if gets.bulk else self._main
-        if not link.up or link.full:
+        if not link.open:
             return Down(self._why(link))
         reply = _Gets(self, gets)
         self._send(link, gets.packed, reply)
@@ -216,7 +216,7 @@ class Redis:
     def tell(self, *command: Part, bulk: bool = False) -> None:
         """A command whose reply nobody waits for. While the link is down it is lost."""
         link = self._bulk if bulk else self._main
-        if not link.up or link.full:
+        if not link.open:
             return
         if len(command) > 1:
             self.mirror.drop(_key(command[1]))
@@ -314,6 +314,8 @@ class _Gets(Reply):
     """An MGET in flight."""
 
     __slots__ = ("_gets", "_redis")
+
+    bulky = True
 
     def __init__(self, redis: Redis, gets: Gets) -> None:
         super().__init__()
