@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +28,7 @@ LINE: Final = '%s%s%s%d,"ms":%d.%03d,"upstream_ms":%s,"redis_trips":%d,"request_
 # Characters, as they stand in the line: with all that goes with them they fit in `MAX_LINE`.
 MAX_PATH: Final = 2800
 CUT_PATH: Final = 400
+MAX_KNOWN_PATH: Final = 256
 CUT_OTHER: Final = 64
 
 LINK_GAUGES: Final = {"up": "Links that are up.", "waiting": "Replies the links are waiting for."}
@@ -147,14 +148,11 @@ class Observer:
         """The members that tell what was asked by whom; the same for all requests with this head of one client."""
         note: tuple[str, str] | None = request.notes.get(self)
         if note is None or note[0] != request.client:
-            path = quoted(request.path, MAX_PATH)
-            members = (
-                f'"client":{quoted(request.client)}',
-                f'"method":{quoted(request.method)}',
-                f'"path":{path if len(path) <= MAX_PATH else quoted(request.path, CUT_PATH)}',
-                f'"route":{quoted(request.route.name)}',
+            path = request.path
+            text = (about if len(path) <= MAX_KNOWN_PATH else new_about)(
+                request.client, request.method, path, request.route.name
             )
-            note = request.notes[self] = (request.client, ",".join(members))
+            note = request.notes[self] = (request.client, text)
         return note[1]
 
     def record_unparsed(self, client: str, status: int, outcome: str) -> None:
@@ -212,6 +210,17 @@ def quoted(text: str, size: int = CUT_OTHER) -> str:
     if len(text) <= size and text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
         return f'"{text}"'
     return orjson.dumps(text[:size].encode("utf-8", "backslashreplace").decode()).decode()
+
+
+def new_about(client: str, method: str, path: str, route: str) -> str:
+    """The members of a line that tell what was asked by whom."""
+    shown = quoted(path, MAX_PATH)
+    if len(shown) > MAX_PATH:
+        shown = quoted(path, CUT_PATH)
+    return f'"client":{quoted(client)},"method":{quoted(method)},"path":{shown},"route":{quoted(route)}'
+
+
+about = lru_cache(MAX_CACHED)(new_about)
 
 
 def watch_redis(metrics: Metrics, redis: Redis) -> None:

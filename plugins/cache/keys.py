@@ -19,6 +19,8 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
+from plugins.cache.wanted import Wanted
+
 # 160 bits: to find two requests with one key takes 2**80 tries.
 DIGEST_BYTES: Final = 20
 MAX_KNOWN: Final = 4096
@@ -61,11 +63,20 @@ class Address(Place):
         generations: the keys whose change makes everything here void.
     """
 
-    __slots__ = ("generations",)
+    __slots__ = ("generations", "tags", "wanted")
 
     def __init__(self, prefix: str, name: str, generations: tuple[bytes, ...]) -> None:
         super().__init__(prefix, name)
         self.generations = generations
+        self.tags: tuple[str, ...] = ()
+        """Of what was found here last: their generations are asked for together with the address' own."""
+        self.wanted = Wanted(self.entry, generations)
+        """What to ask for here."""
+
+    def expect(self, tags: tuple[str, ...]) -> None:
+        """Ask for the generations of these tags too, from the next time on."""
+        self.tags = tags
+        self.wanted = Wanted(self.entry, (*self.generations, *[of_tag(self._prefix, tag) for tag in tags]))
 
     def variant(self, names: Iterable[str], values: Iterable[str]) -> Place:
         """The place of the variant for a request whose fields `names` are `values` (see `facts.selecting`)."""

@@ -9,7 +9,7 @@ from gateway.plugin import Answer, Known, Request
 from plugins.cache.entry import Entry, Index, Stored, Uncacheable
 from plugins.cache.facts import Facts, FactsReader, selecting
 from plugins.cache.hot import HotKeys
-from plugins.cache.keys import MAX_KNOWN_TEXT, Address, Keys, Place, of_tag
+from plugins.cache.keys import MAX_KNOWN_TEXT, Address, Keys, Place
 from plugins.cache.store import Asked, Store, ends_of
 from plugins.cache.wanted import Found, Wanted
 
@@ -39,9 +39,7 @@ class Target:
         "plain",
         "scheme",
         "shared",
-        "tags",
         "target",
-        "wanted",
         "who",
     )
 
@@ -68,9 +66,6 @@ class Target:
         self.shared = shared
         self.plain = bypass is None and not facts.asked and not facts.conditions
         """Nothing special is asked for: what is stored and fresh is the answer."""
-        self.tags: tuple[str, ...] = ()
-        """Of what was found last: their generations are asked for together with the address' own."""
-        self.wanted = Wanted(address.entry, address.generations)
 
     def still(self, request: Request) -> bool:
         """Whether it is what this request wants."""
@@ -90,11 +85,6 @@ class Target:
             and self.target == request.target
             and self.host == request.host
         )
-
-    def expect(self, tags: tuple[str, ...], prefix: str) -> None:
-        """Ask for the generations of these tags too, from the next time on."""
-        self.tags = tags
-        self.wanted = Wanted(self.address.entry, (*self.address.generations, *[of_tag(prefix, tag) for tag in tags]))
 
 
 class Visit:
@@ -207,7 +197,7 @@ class Lookup:
     def ask(self, target: Target, number: int) -> Answer:
         """Have everything read that can be named already, with this tick's write; see `Store.find`."""
         if not number:
-            return self.store.find(target.wanted)
+            return self.store.find(target.address.wanted)
         return self.store.find(Wanted(target.address.shard(number), target.address.generations))
 
     async def find(self, visit: Visit, request: Request) -> Entry | Uncacheable | None:
@@ -234,8 +224,8 @@ class Lookup:
             )
         else:
             stored = found
-        if type(stored) is Entry and stored.tags != visit.target.tags:
-            visit.target.expect(stored.tags, self.keys.prefix)
+        if type(stored) is Entry and stored.tags != visit.address.tags:
+            visit.address.expect(stored.tags)
         found = await self._at(visit, visit.address, visit.number, stored)
         if type(found) is Index:
             visit.index = found

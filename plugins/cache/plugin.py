@@ -175,7 +175,7 @@ class Cache(Plugin):
         # Most requests end here: nothing special is asked for, and what is stored is proven and fresh.
         if type(reply) is list and (
             type(entry) is not Entry
-            or entry.tags != target.tags
+            or entry.tags != target.address.tags
             or not self._store.proves(request.answers[self], entry)
         ):
             return None
