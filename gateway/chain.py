@@ -14,12 +14,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gateway.plugin import LATER, Handler, Later, Plugin, problem
 from gateway.request import Request
 from gateway.response import Response
 from gateway.store import Answer, Known, Redis, RedisDown, RedisError
+
+if TYPE_CHECKING:
+    from gateway.upstream.asked import Asked
 
 logger = logging.getLogger("gateway.chain")
 
@@ -41,6 +44,7 @@ class Chain:
     def __init__(self, plugins: Sequence[Plugin], upstream: Handler, redis: Redis) -> None:
         self.plugins = tuple(plugins)
         self._upstream = upstream
+        self._begin: Callable[[Request], Asked | None] | None = getattr(upstream, "begin", None)
         self._redis = redis
         self._asks = tuple((plugin, plugin.ask) for plugin in plugins if _has(plugin, "ask"))
         # What each plugin does on the way down: (plugin, its check, whether it has a `__call__`)
@@ -108,6 +112,12 @@ class Chain:
                 return None
         request.depth = len(self._steps)
         request.waiting = None
+        asked = request.asked
+        if asked is not None:
+            # It was sent from here before. Without a response somebody must take over: `rest`.
+            return self._back(request, base, request.depth, asked.value) if asked.value is not None else None
+        if not base and self._begin is not None:
+            request.waiting = request.asked = self._begin(request)
         return None
 
     def _ask_now(self, plugin: Plugin, request: Request) -> Answer:

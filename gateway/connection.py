@@ -19,7 +19,7 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway.forwarded import parse_ip
 from gateway.request import Head, Request
-from gateway.response import FAILED, REFUSED, Response, problem
+from gateway.response import REFUSED, Response, problem
 from gateway.store import Answer
 from gateway.wire import Unsendable, drained, send_whole
 
@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from gateway.plugin import Handler
     from gateway.server import Server
 
-
 END_OF_HEAD: Final = b"\r\n\r\n"
-CLIENT_GONE: Final = 499
 
 
 class BadRequest(Exception):
@@ -107,7 +105,7 @@ class Connection(RequestHandler):
             self._short_task.cancel()
         request, self._request = self._request, None
         if request is not None:
-            self._server.ended(request, CLIENT_GONE, 0, FAILED)
+            self._server.gone(request)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

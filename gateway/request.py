@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gateway.plugin import Plugin
     from gateway.routes import Route
     from gateway.store import Answer, Redis
+    from gateway.upstream.asked import Asked
 
 # Behind the name of a field in `Request.changes`: a line beside the client's, not instead of them.
 ADDED: Final = b" "
@@ -88,6 +89,7 @@ class Request:
     __slots__ = (
         "_redis",
         "answers",
+        "asked",
         "body",
         "changes",
         "client",
@@ -172,6 +174,8 @@ class Request:
     """How far down the chain the request has come (`gateway.chain`)."""
     waiting: Answer | None
     """What the chain waits for (`gateway.chain`)."""
+    asked: Asked | None
+    """It was sent to the upstream by `Upstream.begin`, and nobody has taken over yet."""
     last_tick: int
     _redis: Redis
 
@@ -199,6 +203,7 @@ class Request:
         self.trips = self.depth = 0
         self.last_tick = -1
         self.waiting = None
+        self.asked = None
         self.answers = {}
         self.changes = {} if head.host_line is None else {b"host": head.host_line}
         self.state = {}

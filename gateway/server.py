@@ -45,6 +45,7 @@ VERSIONS: Final = ((1, 1), (1, 0))
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE: Final = re.compile(r"https?://([^/?#]+)(.*)", re.IGNORECASE | re.DOTALL)
 H2C: Final = "h2c"
+CLIENT_GONE: Final = 499
 
 
 class Server(web.Server):
@@ -198,7 +199,7 @@ class Server(web.Server):
         """A request was answered, or will never be.
 
         Args:
-            status: 499 where the client had gone.
+            status: `CLIENT_GONE` where the client had gone.
             size: bytes of the answer.
         """
         self.left()
@@ -210,6 +211,12 @@ class Server(web.Server):
         self.in_flight -= 1
         if not self.in_flight:
             self._quiet.set()
+
+    def gone(self, request: Request) -> None:
+        """The client has gone while its request waited for something."""
+        if request.asked is not None:
+            request.asked.abandon()
+        self.ended(request, CLIENT_GONE, 0, FAILED)
 
     async def answer(self, connection: Connection, request: Request, respond: Handler, keep_alive: bool) -> bool:
         """Respond and send, in a task, and tell `ended`; whether the connection may serve another request."""
@@ -237,7 +244,7 @@ class Server(web.Server):
             logger.warning("%s %s: the answer broke off: %s", request.method, request.path, error)
             return False
         finally:
-            self.ended(request, response.status if response is not None else 499, size, outcome)
+            self.ended(request, response.status if response is not None else CLIENT_GONE, size, outcome)
 
     async def _send(self, connection: Connection, request: Request, response: Response, keep_alive: bool) -> Sent:
         keep_alive = keep_alive and not self.draining

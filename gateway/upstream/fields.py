@@ -12,15 +12,14 @@ rules
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiohttp import hdrs
 from multidict import CIMultiDictProxy
 
 from gateway.forwarded import parse_ip, strip_port
-from gateway.request import Request
 
 HOP_BY_HOP: Final = frozenset(
     {
@@ -113,6 +112,12 @@ def returned_name(name: bytes, tells_upgrade: bool) -> bytes | None:
     return None if lower in HOP_BY_HOP or lower in FRAMING else lower
 
 
+@lru_cache(maxsize=256)
+def sent_changes(names: tuple[bytes, ...]) -> tuple[tuple[bytes, ...], bool]:
+    """The names in `request.changes` whose lines are sent, and whether forwarding fields are among them."""
+    return tuple(name for name in names if name.rstrip() not in NOT_CHANGED), not FORWARDING.isdisjoint(names)
+
+
 def named_by_connection(headers: CIMultiDictProxy[str]) -> frozenset[bytes]:
     """The fields that `Connection` asks us to remove, beyond those that end here anyway."""
     values = headers.getall(hdrs.CONNECTION, None)
@@ -132,85 +137,39 @@ def _options(value: str) -> frozenset[bytes]:
 # -- out -----------------------------------------------------------------------------------------
 
 
-def request_head(
-    request: Request, *, prefix: str, host: bytes | None, default_host: bytes, via: str, upgrade: bytes | None
-) -> bytes:
-    """A request's head, to its empty line.
+class Told(NamedTuple):
+    """What a trusted proxy has told about its client, in fields that we continue; empty: nothing."""
 
-    Args:
-        prefix: put in front of the path; without a slash at its end.
-        host: the `Host` line to send; None: the client's.
-        default_host: the line for a client that sent no `Host` (HTTP/1.0).
-        via: this gateway's name in `Via`.
-        upgrade: the `Upgrade` field to send; None: the request stays HTTP.
-    """
-    changes = request.changes
-    trusted = "trusted" in request.state
-    named = named_by_connection(request.headers)
-    lines = [f"{request.method} {prefix}{request.target} HTTP/1.1\r\n".encode("utf-8", "surrogateescape")]
-    if host is None and (host := changes.get(b"host")) is None and not request.host:
-        host = default_host
-    if host is not None:
-        lines.append(host)
-    for name, value in request.raw_headers:
-        lower = sent_name(name, trusted)
-        if lower is None or lower in changes or lower in named or (lower == b"host" and host is not None):
-            continue
-        lines += (name, b": ", value, b"\r\n")
-    body = request.body
-    if body is not None:
-        length = body.length
-        lines.append(b"Transfer-Encoding: chunked\r\n" if length is None else b"Content-Length: %d\r\n" % length)
-    elif request.method != "GET" and hdrs.CONTENT_LENGTH in request.headers:
-        # Some servers answer 411 to a POST that does not say that it is empty.
-        lines.append(b"Content-Length: 0\r\n")
-    if upgrade is not None:
-        lines += (b"Connection: Upgrade\r\nUpgrade: ", upgrade, b"\r\n")
-    forwarding = _forwarding(request, via, trusted)
-    if changes:
-        if not FORWARDING.isdisjoint(changes):
-            forwarding = _without(forwarding, changes)
-        lines += [line for lower, line in changes.items() if line and lower.rstrip() not in NOT_CHANGED]
-    lines += (forwarding, b"\r\n")
-    return b"".join(lines)
+    chain: str = ""
+    """`X-Forwarded-For`"""
+    proto: str = ""
+    host: str = ""
+    forwarded: str = ""
+
+    @classmethod
+    def by(cls, headers: CIMultiDictProxy[str]) -> Told:
+        return cls(
+            ", ".join(headers.getall("X-Forwarded-For", ())),
+            headers.get("X-Forwarded-Proto", ""),
+            headers.get("X-Forwarded-Host", ""),
+            ", ".join(headers.getall("Forwarded", ())),
+        )
 
 
-def _forwarding(request: Request, via: str, trusted: bool) -> bytes:
-    if not trusted:
-        return forwarding_lines(request.client, request.scheme, request.host, via)
-    headers = request.headers
-    return forwarding_lines(
-        request.state.get("peer", request.client),
-        request.scheme,
-        request.host,
-        via,
-        chain=", ".join(headers.getall("X-Forwarded-For", ())),
-        proto=headers.get("X-Forwarded-Proto", ""),
-        forwarded_host=headers.get("X-Forwarded-Host", ""),
-        forwarded=", ".join(headers.getall("Forwarded", ())),
-    )
+NOTHING_TOLD: Final = Told()
 
 
 @lru_cache(maxsize=1024)
-def forwarding_lines(
-    peer: str,
-    scheme: str,
-    host: str,
-    via: str,
-    *,
-    chain: str = "",
-    proto: str = "",
-    forwarded_host: str = "",
-    forwarded: str = "",
-) -> bytes:
+def forwarding_lines(peer: str, scheme: str, host: str, via: str, told: Told = NOTHING_TOLD) -> bytes:
     """`X-Forwarded-For`, `-Proto`, `-Host`, `Forwarded` (RFC 7239) and `Via`, as whole lines.
 
     Args:
         peer: the address of who is connected to us; empty where there is none (a Unix socket).
         scheme, host: of the request as it reached us.
         via: this gateway's name.
-        chain, proto, forwarded_host, forwarded: what a trusted proxy sent in these fields; we add to it.
+        told: by a trusted proxy; we add to it.
     """
+    chain, proto, forwarded_host, forwarded = told
     addresses = [hop for part in chain.split(",") if (hop := part.strip())]
     element = ";".join(
         [f"for={_node(peer)}", *([f"host={_quoted(host)}"] if host else []), f"proto={_quoted(proto or scheme)}"]
@@ -241,7 +200,7 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _without(lines: bytes, names: Mapping[bytes, bytes | None]) -> bytes:
+def without(lines: bytes, names: Mapping[bytes, bytes | None]) -> bytes:
     """Forwarding lines without those that a plugin has set or removed."""
     kept = [line for line in lines.splitlines(keepends=True) if line.partition(b":")[0].lower() not in names]
     return b"".join(kept)
@@ -250,9 +209,9 @@ def _without(lines: bytes, names: Mapping[bytes, bytes | None]) -> bytes:
 # -- back ----------------------------------------------------------------------------------------
 
 
-def response_head(
+def response_lines(
     raw_headers: Iterable[tuple[bytes, bytes]], headers: CIMultiDictProxy[str], status: int, via_line: bytes
-) -> tuple[bytes, Sequence[bytes]]:
+) -> tuple[bytes, tuple[bytes, ...]]:
     """An answer's lines as they are passed on, and their lower-cased names.
 
     Raises:
@@ -272,4 +231,4 @@ def response_head(
     # aiohttp's parser is lenient with answers. What is left must be each line's own CR and LF, and nothing else.
     if len(head) - len(head.translate(None, _CONTROL)) != 2 * len(names):
         raise ValueError("a control character in its header")
-    return head, names
+    return head, tuple(names)

@@ -5,7 +5,7 @@
               body ───────┘ in a task of its own: an upstream may answer before it has heard all
 
 rules
-1. Nothing is held whole but small bodies (`SMALL_BODY`) that are there already, or come at once.
+1. Nothing is held whole but small bodies that are there already, or come at once (`gateway.upstream.connection`).
 2. A request is tried again once, and only if a kept connection was closed under it before a byte of an answer,
    the method is idempotent (RFC 9110, section 9.2.2) and it has no body.
 3. What went wrong is told to the log; the client learns 502 or 504.
@@ -22,7 +22,6 @@ from typing import Any, Final
 
 from aiohttp import ClientConnectionError, ClientError, ClientPayloadError, hdrs
 from aiohttp.client_exceptions import ClientConnectorError
-from aiohttp.connector import Connection as Lease
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 from yarl import URL
@@ -31,25 +30,20 @@ from gateway import config
 from gateway.plugin import problem
 from gateway.request import BodyBroken, Request, RequestBody
 from gateway.response import Response
-from gateway.upstream.fields import forwarding_lines, request_head, response_head
-from gateway.upstream.pool import READ_AHEAD, Pool, UpstreamBroken, UpstreamConnection, connection_of, release
+from gateway.upstream.asked import Asked, answered
+from gateway.upstream.connection import UpstreamBroken, UpstreamConnection
+from gateway.upstream.heads import NO_BODY, AnswerHead, RequestHeads
+from gateway.upstream.pool import Pool
 from gateway.upstream.tunnel import Tunnel
-
-__all__ = ["Upstream", "forwarding_lines"]
 
 logger = logging.getLogger("gateway.upstream")
 
-# Bytes: a body this long is worth waiting for, since bytes are cheaper to pass on than a stream...
-SMALL_BODY: Final = READ_AHEAD
-# ...for so many seconds: long enough for the second packet of an answer, too short to be felt.
-PROMPT_SECONDS: Final = 0.02
 # 1xx answers before the real one; more are an upstream gone wild.
 MAX_INTERIM: Final = 16
 # Seconds between two lines in the log about one upstream's failures.
 LOG_PAUSE_SECONDS: Final = 1.0
 
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
-NO_BODY: Final = frozenset({204, 304})
 H2C: Final = "h2c"
 
 
@@ -71,14 +65,16 @@ class Upstream:
         """Requests without a usable answer, time-outs among them, and answers that broke off."""
         self.timeouts = 0
         self._table = table
-        self._via = via
         self._via_line = f"Via: 1.1 {via}\r\n".encode()
-        self._prefix = url.raw_path.rstrip("/")
-        self._own_host = f"Host: {authority}\r\n".encode()
         fixed = {"keep": "", "upstream": authority}.get(table.host, table.host)
-        self._fixed_host = f"Host: {fixed}\r\n".encode() if fixed else None
+        self._heads = RequestHeads(
+            prefix=url.raw_path.rstrip("/"),
+            host=f"Host: {fixed}\r\n".encode() if fixed else None,
+            default_host=f"Host: {authority}\r\n".encode(),
+            via=via,
+        )
         self._loop = asyncio.get_running_loop()
-        self._pool = Pool(table)
+        self._pool = Pool(table, self._via_line)
         self._logged = -LOG_PAUSE_SECONDS
         self._unlogged = 0
 
@@ -97,16 +93,32 @@ class Upstream:
         """Close all connections."""
         await self._pool.close()
 
+    def begin(self, request: Request) -> Asked | None:
+        """Send a request at once; None if that cannot be done without waiting."""
+        if request.body is not None or request.upgrade is not None:
+            return None
+        head = self._heads.head(request)
+        connection = self._pool.take()
+        if connection is None:
+            return None
+        self.requests += 1
+        self._pool.send_soon(connection, head)
+        return Asked(request, connection, head)
+
     async def __call__(self, request: Request) -> Response:
         """The upstream's answer, or 502 or 504.
 
         Raises:
             BodyTooLarge, BodyTimeout, BodyBroken: the client's body, before an answer.
         """
-        self.requests += 1
-        started = time.monotonic()  # the loop's clock has whole milliseconds
+        asked, request.asked = request.asked, None
+        if asked is None:
+            self.requests += 1
+            started = time.monotonic()  # the loop's clock has whole milliseconds
+        else:
+            started = asked.started
         try:
-            return await self._forward(request)
+            return await self._forward(request, asked)
         except TimeoutError as error:
             self.timeouts += 1
             self.failed(error)
@@ -128,47 +140,53 @@ class Upstream:
         self._logged, self._unlogged = now, 0
         logger.warning("upstream %s: %s%s", self.name, _reason(error), more)
 
-    async def _forward(self, request: Request) -> Response:
+    async def _forward(self, request: Request, asked: Asked | None) -> Response:
         upgrade = _upgrade(request)
-        head = request_head(
-            request,
-            prefix=self._prefix if request.path[:1] == "/" else "",
-            host=self._fixed_host,
-            default_host=self._own_host,
-            via=self._via,
-            upgrade=upgrade,
-        )
-        lease = await self._pool.acquire(single_use=upgrade is not None)
-        connection = connection_of(lease)
-        kept = connection.asked > 0
+        if asked is not None:
+            head, connection = asked.head, asked.connection
+        else:
+            head = self._heads.head(request, upgrade)
+            connection = await self._pool.acquire(single_use=upgrade is not None)
         try:
-            return await self._exchange(lease, request, head, upgrade)
+            return await self._exchange(connection, request, head, upgrade, begun=asked is not None)
         except ClientConnectionError as error:
             if (
-                not kept
+                connection.asked == 1
                 or connection.heard
                 or request.body is not None
                 or request.method not in IDEMPOTENT
                 or isinstance(error, TimeoutError)
             ):
                 raise
-        lease = await self._pool.acquire(single_use=True)
-        return await self._exchange(lease, request, head, upgrade)
+        connection = await self._pool.acquire(single_use=True)
+        return await self._exchange(connection, request, head, upgrade)
 
-    async def _exchange(self, lease: Lease, request: Request, head: bytes, upgrade: bytes | None) -> Response:
+    async def _exchange(
+        self,
+        connection: UpstreamConnection,
+        request: Request,
+        head: bytes,
+        upgrade: bytes | None,
+        *,
+        begun: bool = False,
+    ) -> Response:
         """One request and its answer on a connection, which is given back, closed, or handed to the answer's body."""
-        connection = connection_of(lease)
         sender = None
         try:
-            connection.begin(without_body=request.method == "HEAD", max_header=self._table.max_header)
-            if request.body is None:
-                assert connection.transport is not None
-                connection.transport.write(head)
-                connection.start_timeout()
-            else:
-                sending = send(connection, head, request.body, self._table.read_timeout)
-                sender = self._loop.create_task(sending)
+            if not begun:
+                connection.begin(without_body=request.method == "HEAD")
+                if request.body is None:
+                    connection.send(head)
+                    connection.start_timeout()
+                else:
+                    sending = send(connection, head, request.body, self._table.read_timeout)
+                    sender = self._loop.create_task(sending)
+            message: Any
+            payload: Any
             message, payload = await connection.read()
+            if type(message) is AnswerHead:
+                await finish(connection, sender)
+                return answered(message, payload)
             interim = 0
             while message.code < 200 and (message.code != 101 or upgrade is None):
                 interim += 1
@@ -177,43 +195,39 @@ class Upstream:
                 if sender is None or sender.done():
                     connection.start_timeout()
                 message, payload = await connection.read()
-            return await self._answer(lease, request, message, payload, sender)
+            return await self._answer(connection, request, message, payload, sender)
         except BaseException:
-            lease.close()
+            connection.discard()
             if sender is not None:
                 await _stopped(sender)
             raise
 
     async def _answer(
-        self, lease: Lease, request: Request, message: Any, payload: StreamReader, sender: asyncio.Task[None] | None
+        self,
+        connection: UpstreamConnection,
+        request: Request,
+        message: Any,
+        payload: StreamReader,
+        sender: asyncio.Task[None] | None,
     ) -> Response:
-        status = message.code
         try:
-            head, names = response_head(message.raw_headers, message.headers, status, self._via_line)
+            head = AnswerHead(message, self._via_line)
         except ValueError as error:
             raise UpstreamBroken(str(error)) from error
-        reason = message.reason if message.reason.isprintable() else None
-        if status == 101:
-            if not connection_of(lease).upgraded:
+        if head.status == 101:
+            if not connection.upgraded:
                 raise UpstreamBroken("status 101 without the protocol it changes to")
-            return Response.prebuilt(101, head, names, Tunnel(lease), reason=reason)
-        declared = message.headers.get(hdrs.CONTENT_LENGTH)
-        length = int(declared) if declared is not None else None
-        if hdrs.TRANSFER_ENCODING in message.headers and (
-            not message.chunked or message.headers[hdrs.TRANSFER_ENCODING].strip().lower() != "chunked"
-        ):
-            raise UpstreamBroken("a transfer coding that was not asked for")
-        if not (payload.is_eof() or (length is not None and length <= SMALL_BODY and await _arrives(payload))):
-            body = AnswerBody(self, lease, payload, sender)
-            return Response.prebuilt(status, head, names, body, length=length, reason=reason)
+            return Response.prebuilt(101, head.lines, head.names, Tunnel(connection), reason=head.reason)
+        failure = payload.exception()
+        if failure is not None:
+            raise failure
+        if not payload.is_eof():
+            return answered(head, AnswerBody(self, connection, payload, sender))
         whole = payload.read_nowait()
-        if sender is None:
-            release(lease)
-        else:
-            await finish(lease, sender)
-        if request.method != "HEAD" and status not in NO_BODY:
-            length = len(whole)
-        return Response.prebuilt(status, head, names, whole, length=length, reason=reason)
+        await finish(connection, sender)
+        if request.method != "HEAD" and head.status not in NO_BODY:
+            head.length = len(whole)
+        return answered(head, whole)
 
 
 class AnswerBody:
@@ -222,13 +236,17 @@ class AnswerBody:
     The request's body goes on being sent meanwhile, if the upstream has answered before it was complete.
     """
 
-    __slots__ = ("_lease", "_payload", "_sender", "_upstream")
+    __slots__ = ("_connection", "_payload", "_sender", "_upstream")
 
     def __init__(
-        self, upstream: Upstream, lease: Lease, payload: StreamReader, sender: asyncio.Task[None] | None
+        self,
+        upstream: Upstream,
+        connection: UpstreamConnection,
+        payload: StreamReader,
+        sender: asyncio.Task[None] | None,
     ) -> None:
         self._upstream = upstream
-        self._lease: Lease | None = lease
+        self._connection: UpstreamConnection | None = connection
         self._payload = payload
         self._sender = sender
 
@@ -241,8 +259,8 @@ class AnswerBody:
         Raises:
             UpstreamBroken: the body ended early, stopped for `read_timeout`, or was framed wrongly.
         """
-        lease = self._lease
-        if lease is None:
+        connection = self._connection
+        if connection is None:
             raise StopAsyncIteration
         try:
             piece = await self._payload.readany()
@@ -254,17 +272,17 @@ class AnswerBody:
             raise UpstreamBroken(_reason(error)) from error
         if self._payload.at_eof():
             # At once, not when the reader comes back for more: another request may be waiting for the connection.
-            self._lease = None
-            await finish(lease, self._sender)
+            self._connection = None
+            await finish(connection, self._sender)
         if not piece:
             raise StopAsyncIteration
         return piece
 
     async def aclose(self) -> None:
         """Nobody wants the rest: the connection is closed unless all of it was read."""
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            lease.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.discard()
             if self._sender is not None:
                 await _stopped(self._sender)
 
@@ -276,9 +294,7 @@ async def send(connection: UpstreamConnection, head: bytes, body: RequestBody, t
         timeout: seconds the upstream may refuse to take a piece.
     """
     try:
-        transport = connection.transport
-        assert transport is not None
-        transport.write(head)
+        transport = connection.send(head)
         sent = 0
         async for piece in body:
             if not piece:
@@ -302,12 +318,12 @@ async def send(connection: UpstreamConnection, head: bytes, body: RequestBody, t
         connection.set_exception(error)
 
 
-async def finish(lease: Lease, sender: asyncio.Task[None] | None) -> None:
+async def finish(connection: UpstreamConnection, sender: asyncio.Task[None] | None) -> None:
     """After a whole answer: the connection is kept if the request was wholly sent too."""
     if sender is None or sender.done():
-        release(lease)
+        connection.release()
     else:
-        lease.close()
+        connection.discard()
         await _stopped(sender)
 
 
@@ -315,22 +331,6 @@ async def _stopped(sender: asyncio.Task[None]) -> None:
     # Waited for: the server may read the client's body itself next, and two cannot.
     sender.cancel()
     await asyncio.wait([sender])
-
-
-async def _arrives(payload: StreamReader) -> bool:
-    """Whether the rest of a small body comes at once.
-
-    Raises:
-        aiohttp.ClientError: it will not come at all.
-    """
-    if (error := payload.exception()) is not None:
-        raise error
-    try:
-        async with asyncio.timeout(PROMPT_SECONDS):
-            await payload.wait_eof()
-    except TimeoutError:
-        return False
-    return True
 
 
 def _upgrade(request: Request) -> bytes | None:

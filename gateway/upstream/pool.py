@@ -1,155 +1,29 @@
-"""Connections to one upstream: aiohttp's connector and C parser, without its session and request objects.
+"""The connections to one upstream: kept ones first, aiohttp's connector for new ones.
 
 rules
-1. An answer belongs to the request that was asked for it: bytes that come while nothing was asked end the
-   connection, and so do bytes beyond an answer's end.
-2. A connection goes back to the pool only after a whole answer to a wholly sent request.
-3. Whatever ends a connection also fails the body that is being read from it: a cut body never looks complete.
+1. A connection goes back to the pool only after a whole answer to a wholly sent request.
+2. `max_connections` are in use at most; who comes beyond that waits, first come, first served.
+3. The one that was used last is used next, so that those that are not needed any more grow old and are closed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, cast
 
-from aiohttp import ClientPayloadError, ClientRequest, ClientTimeout, TCPConnector
-from aiohttp.client_proto import ResponseHandler
+from aiohttp import ClientRequest, ClientTimeout, TCPConnector
 from aiohttp.client_reqrep import ConnectionKey
-from aiohttp.connector import Connection as Lease
 from yarl import URL
 
 from gateway import config
+from gateway.upstream.connection import UpstreamConnection, limits
+from gateway.upstream.heads import PlainHeads
 
-# Bytes of an answer's body read ahead of the client: twice this at most.
-READ_AHEAD: Final = 64 << 10
-# Header lines of an answer. Many Set-Cookie lines are the usual reason for a long header.
-MAX_HEADERS: Final = 256
-
-
-class UpstreamBroken(Exception):
-    """The upstream's answer ended early or is not valid HTTP; what was received of it must not look complete."""
-
-
-class UpstreamConnection(ResponseHandler):
-    """One connection to the upstream.
-
-    Args:
-        pool: whose counter of open connections it keeps.
-        silence: seconds without a byte, while an answer is due, after which waiting fails.
-    """
-
-    def __init__(self, pool: Pool, silence: float, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop)
-        self._pool = pool
-        self._silence = silence
-        # per connection
-        self.asked = 0
-        self._watch: asyncio.TimerHandle | None = None
-        self._tunnel = False
-        # per request
-        self.heard = False
-        self._busy = False
-        self._deadline = math.inf
-
-    def begin(self, *, without_body: bool, max_header: int) -> None:
-        """Get ready for one answer.
-
-        Args:
-            without_body: its head is all of it (HEAD).
-            max_header: bytes a header line of it may have.
-        """
-        if self._parser is None or without_body != self._skip_payload:
-            self.set_response_params(
-                skip_payload=without_body,
-                read_until_eof=True,
-                auto_decompress=False,
-                read_bufsize=READ_AHEAD,
-                max_line_size=max_header,
-                max_field_size=max_header,
-                max_headers=MAX_HEADERS,
-            )
-        self.asked += 1
-        self.heard = False
-        self._busy = True
-
-    def rest(self) -> None:
-        """The answer is complete: nothing may come until the next request."""
-        self._busy = False
-
-    def become_tunnel(self) -> None:
-        """From now on silence is allowed and each direction ends on its own."""
-        self._tunnel = True
-        self._drop_timeout()
-
-    @property
-    def should_close(self) -> bool:
-        # A message that has begun behind the answer would be taken for a part of the next one.
-        return super().should_close or self._parser is None or self._parser.feed_eof() is not None
-
-    # -- asyncio and aiohttp call these ------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._pool.open += 1
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._pool.open -= 1
-        if self._watch is not None:
-            self._watch.cancel()
-        payload = self._payload
-        if exc is not None and payload is not None and not payload.is_eof():
-            # aiohttp takes any end of the connection for the end of a body that has no other.
-            payload.set_exception(ClientPayloadError(f"connection lost: {exc}"))
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        if not self._busy:
-            if self.transport is not None:
-                self.transport.abort()
-            return
-        self.heard = True
-        super().data_received(data)
-
-    def eof_received(self) -> bool:  # type: ignore[override]
-        super().eof_received()
-        if not self._tunnel or self.transport is None or self.transport.get_extra_info("sslcontext") is not None:
-            return False
-        relay: Any = self._payload_parser
-        relay.feed_eof()
-        return True
-
-    def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
-        payload = self._payload
-        if payload is not None and not payload.is_eof():
-            payload.set_exception(exc)
-        super().set_exception(exc, exc if exc_cause is None else exc_cause)
-
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        # Called for each piece that is read; most never met a pause.
-        if self._reading_paused:
-            super().resume_reading(resume_parser)
-
-    # One timer per connection that looks at a deadline, instead of one made and cancelled per piece.
-
-    def _reschedule_timeout(self) -> None:
-        if self._tunnel:
-            return
-        self._deadline = self._loop.time() + self._silence
-        if self._watch is None:
-            self._watch = self._loop.call_at(self._deadline, self._look)
-
-    def _drop_timeout(self) -> None:
-        self._deadline = math.inf
-
-    def _look(self) -> None:
-        self._watch = None
-        if self._deadline <= self._loop.time():
-            self._on_read_timeout()
-        elif self._deadline < math.inf:
-            self._watch = self._loop.call_at(self._deadline, self._look)
+# `connect_timeout` is kept here: it counts the wait for a free connection too.
+NO_TIMEOUT = ClientTimeout(total=None)
 
 
 @dataclass(frozen=True)
@@ -182,6 +56,38 @@ class Target:
         return self.connection_key.is_ssl
 
 
+class Slots:
+    """How many connections may be in use at once."""
+
+    def __init__(self, limit: int) -> None:
+        self.free = limit
+        self._waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
+
+    async def take(self) -> None:
+        """Wait for one, behind those who wait already."""
+        if self.free:
+            self.free -= 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting[turn] = None
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self.give_back()  # it was ours, but we were cancelled before we woke
+            self._waiting.pop(turn, None)
+            raise
+
+    def give_back(self) -> None:
+        """Free one: it is the longest waiting task's at once, so that nobody can come in between."""
+        while self._waiting:
+            turn, _ = self._waiting.popitem(last=False)
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.free += 1
+
+
 class Pool:
     """The connections to one upstream.
 
@@ -189,40 +95,113 @@ class Pool:
     and for the kept ones separately, so that long-lived tunnels cannot starve requests.
     """
 
-    def __init__(self, table: config.Upstream) -> None:
+    def __init__(self, table: config.Upstream, via_line: bytes) -> None:
         self.open = 0
+        self._loop = asyncio.get_running_loop()
+        self.heads = PlainHeads(via_line, limits(table), self._loop)
         self._target = cast(ClientRequest, Target.of(URL(table.url), table.verify_tls))
-        self._timeout = ClientTimeout(total=None, connect=table.connect_timeout)
-        factory: Any = partial(UpstreamConnection, self, table.read_timeout, asyncio.get_running_loop())
-        if table.keepalive_timeout:
-            self._kept = TCPConnector(limit=table.max_connections, keepalive_timeout=table.keepalive_timeout)
-        else:
-            self._kept = TCPConnector(limit=table.max_connections, force_close=True)
-        self._single = TCPConnector(limit=table.max_connections, force_close=True)
-        self._kept._factory = self._single._factory = factory
+        self._connect_timeout = table.connect_timeout
+        self._keepalive = table.keepalive_timeout
+        self._shared = Slots(table.max_connections)
+        self._single = Slots(table.max_connections)
+        # Unused connections and since when, on the loop's clock; the longest unused is the first.
+        self._idle: dict[UpstreamConnection, float] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._outbox: list[tuple[UpstreamConnection, bytes]] = []
+        self._connector = TCPConnector(limit=0, force_close=True)
+        factory: Any = partial(UpstreamConnection, self, table, self._loop)
+        self._connector._factory = factory
 
-    async def acquire(self, *, single_use: bool) -> Lease:
-        """A connection; `release` or `close` it.
+    def take(self) -> UpstreamConnection | None:
+        """A kept connection, if there is one that may be used at once; `release` or `discard` it."""
+        if not self._shared.free or (connection := self._kept()) is None:
+            return None
+        self._shared.free -= 1
+        return connection
+
+    def _kept(self) -> UpstreamConnection | None:
+        while self._idle:
+            connection, _ = self._idle.popitem()
+            transport = connection.transport
+            if transport is not None and not transport.is_closing():
+                connection.slots = self._shared
+                return connection
+            connection.lease.close()
+        return None
+
+    async def acquire(self, *, single_use: bool = False) -> UpstreamConnection:
+        """A connection: a kept one, or a new one, once others have been given back; `release` or `discard` it.
 
         Raises:
             TimeoutError: none was free, or none could be opened, within `connect_timeout`.
             aiohttp.ClientError: refused, no such name, TLS.
         """
-        connector = self._single if single_use else self._kept
-        return await connector.connect(self._target, [], self._timeout)
+        if not single_use and (connection := self.take()) is not None:
+            return connection
+        slots = self._single if single_use else self._shared
+        async with asyncio.timeout(self._connect_timeout):
+            await slots.take()
+            if not single_use and (kept := self._kept()) is not None:
+                return kept
+            try:
+                lease = await self._connector.connect(self._target, [], NO_TIMEOUT)
+            except BaseException:
+                slots.give_back()
+                raise
+        connection = cast(UpstreamConnection, lease.protocol)
+        connection.lease = lease
+        connection.slots = slots
+        return connection
+
+    def send_soon(self, connection: UpstreamConnection, head: bytes) -> None:
+        """Send a request without a body with all others of this turn of the loop.
+
+        Many writes in a row cost less than the same ones each after a read: only the first one has to wake somebody.
+        """
+        if not self._outbox:
+            self._loop.call_soon(self._send)
+        self._outbox.append((connection, head))
+
+    def _send(self) -> None:
+        outbox, self._outbox = self._outbox, []
+        for connection, head in outbox:
+            if connection.transport is not None:  # otherwise whoever waits for the answer has been told
+                connection.send(head)
+                connection.start_timeout()
+
+    def give_back(self, connection: UpstreamConnection, *, usable: bool) -> None:
+        """Keep a connection for the next request, or close it; nothing happens if it is not in use."""
+        slots = connection.slots
+        if slots is None:
+            return
+        connection.slots = None
+        if usable and slots is self._shared and self._keepalive and connection.transport is not None:
+            self._idle[connection] = self._loop.time()
+            if self._sweeper is None:
+                self._sweeper = self._loop.call_later(self._keepalive, self._sweep)
+        else:
+            connection.lease.close()
+        slots.give_back()
+
+    def lost(self, connection: UpstreamConnection) -> None:
+        """A connection has ended."""
+        self.open -= 1
+        if self._idle.pop(connection, None) is not None:
+            connection.lease.close()
+
+    def _sweep(self) -> None:
+        """Close what was not used for `keepalive_timeout`."""
+        self._sweeper = None
+        now = self._loop.time()
+        for connection, since in list(self._idle.items()):
+            if since + self._keepalive > now:
+                self._sweeper = self._loop.call_at(since + self._keepalive, self._sweep)
+                return
+            del self._idle[connection]
+            connection.lease.close()
 
     async def close(self) -> None:
         """Close all connections, those in use too."""
-        await self._kept.close()
-        await self._single.close()
-
-
-def connection_of(lease: Lease) -> UpstreamConnection:
-    """The connection that was leased."""
-    return cast(UpstreamConnection, lease.protocol)
-
-
-def release(lease: Lease) -> None:
-    """Give a connection back after a whole answer; it is closed if it cannot serve another request."""
-    connection_of(lease).rest()
-    lease.release()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await self._connector.close()

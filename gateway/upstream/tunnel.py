@@ -10,10 +10,9 @@ import asyncio
 from typing import Final
 
 from aiohttp.base_protocol import BaseProtocol
-from aiohttp.connector import Connection as Lease
 from aiohttp.web_protocol import RequestHandler
 
-from gateway.upstream.pool import connection_of
+from gateway.upstream.connection import UpstreamConnection
 
 # Seconds without a byte in either direction. Most protocols that live this long ping within a minute;
 # a connection whose other end has vanished without a word must not be kept for ever.
@@ -26,11 +25,13 @@ class Tunnel:
     """The body of a 101 answer: relays until it ends.
 
     Args:
-        lease: the upstream's connection, after its 101.
+        upstream: the upstream's connection, after its 101.
     """
 
-    def __init__(self, lease: Lease, *, idle: float = IDLE_SECONDS, half_closed: float = HALF_CLOSED_SECONDS) -> None:
-        self._lease = lease
+    def __init__(
+        self, upstream: UpstreamConnection, *, idle: float = IDLE_SECONDS, half_closed: float = HALF_CLOSED_SECONDS
+    ) -> None:
+        self._upstream = upstream
         self._idle = idle
         self._half_closed = half_closed
         self._loop = asyncio.get_running_loop()
@@ -40,7 +41,7 @@ class Tunnel:
 
     async def run(self, client: RequestHandler) -> None:
         """Relay between the client's connection and the upstream's; the upstream's is closed at the end."""
-        upstream = connection_of(self._lease)
+        upstream = self._upstream
         upstream.become_tunnel()
         outward, inward = Relay(self, client, upstream), Relay(self, upstream, client)
         try:
@@ -71,7 +72,7 @@ class Tunnel:
         """Close the upstream's connection."""
         for task in self._resuming:
             task.cancel()
-        self._lease.close()
+        self._upstream.discard()
 
     def moved(self) -> None:
         """Bytes have come from either side."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import ssl
 
@@ -10,12 +11,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway import config
 from gateway.upstream.forward import Upstream
-from tests.harness import eventually
+from gateway.upstream.pool import Pool, Slots
+from tests.harness import eventually, free_port
 from tests.upstream.conftest import Front
-from tests.upstream.raw import OK, answering, bare_request, exchange, lines_of, raw_upstream
+from tests.upstream.raw import OK, Conversation, answering, bare_request, exchange, lines_of, raw_upstream
 
 GET = b"GET /s HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n"
 
@@ -84,6 +88,14 @@ async def test_a_tunnel_runs_over_tls_and_ends_with_either_side(front: Front, tl
     await eventually(raw.lost.is_set)
 
 
+def table(raw, **more):
+    return config.Upstream(url=raw.url, **more)
+
+
+def plain_request():
+    return bare_request(headers=((b"Host", b"a"),))
+
+
 async def test_stop_closes_idle_connections():
     async with raw_upstream(answering(OK)) as raw:
         upstream = Upstream("api", config.Upstream(url=raw.url))
@@ -105,4 +117,128 @@ async def test_an_answer_that_is_not_wanted_closes_its_connection():
         await response.body.aclose()
         await eventually(lambda: upstream.connections == 0)
         assert [piece async for piece in response.body] == []
+        await upstream.stop()
+
+
+async def test_the_connection_used_last_is_used_next_and_the_others_grow_old_and_are_closed():
+    async with raw_upstream(answering(OK)) as raw:
+        pool = Pool(table(raw, keepalive_timeout=0.2), b"")
+        first, second, third = [await pool.acquire() for _ in range(3)]
+        for connection in (first, second, third):
+            pool.give_back(connection, usable=True)
+        assert pool.take() is third
+        pool.give_back(third, usable=True)
+
+        async def use_third():
+            connection = pool.take()
+            pool.give_back(connection, usable=True)
+            assert connection is third
+            return pool.open == 1
+
+        await eventually(use_third)
+        await eventually(lambda: pool.open == 0)
+        assert pool.take() is None
+        await pool.close()
+
+
+async def test_a_connection_that_the_upstream_has_closed_is_not_given_out():
+    async with raw_upstream(answering(b"")) as raw:
+        pool = Pool(table(raw), b"")
+        connections = [await pool.acquire() for _ in range(2)]
+        for connection in connections:
+            pool.give_back(connection, usable=True)
+        connections[1].transport.close()
+        assert pool.take() is connections[0]
+        assert pool.take() is None
+        connections[0].discard()
+        await eventually(lambda: pool.open == 0)
+        await pool.close()
+
+
+async def test_without_keepalive_each_request_has_a_connection_of_its_own():
+    async with raw_upstream(answering(OK)) as raw:
+        upstream = Upstream("api", table(raw, keepalive_timeout=0))
+        for _ in range(3):
+            assert (await upstream(plain_request())).body == b"ok"
+        assert raw.connections == 3
+        await upstream.stop()
+
+
+async def test_who_waits_for_a_connection_is_served_in_turn_and_nobody_comes_in_between():
+    order = []
+
+    async def talk(peer: Conversation):
+        while True:
+            order.append((await peer.head()).split(b" ", 2)[1])
+            await asyncio.sleep(0.002)
+            await peer.send(OK)
+
+    async with raw_upstream(talk) as raw:
+        upstream = Upstream("api", table(raw, max_connections=2))
+        waiting = []
+        for number in range(20):
+            request = bare_request(path=f"/{number:02}", headers=((b"Host", b"a"),))
+            assert number < 2 or upstream.begin(request) is None
+            waiting.append(asyncio.create_task(upstream(request)))
+            await asyncio.sleep(0)
+        for response in await asyncio.gather(*waiting):
+            assert response.body == b"ok"
+        assert raw.connections == 2
+        pairs = [sorted(order[index : index + 2]) for index in range(2, 20, 2)]
+        assert pairs == [[b"/%02d" % index, b"/%02d" % (index + 1)] for index in range(2, 20, 2)]
+        await upstream.stop()
+
+
+@given(st.lists(st.sampled_from(["take", "give back", "cancel", "cancel first"]), max_size=40), st.integers(1, 3))
+def test_places_are_neither_lost_nor_made(steps, limit):
+    async def main():
+        slots = Slots(limit)
+        takers: list[asyncio.Task] = []
+        held = 0
+
+        async def settle():
+            nonlocal held
+            for _ in range(3):
+                await asyncio.sleep(0)
+            done = [task for task in takers if task.done()]
+            held += sum(not task.cancelled() for task in done)
+            takers[:] = [task for task in takers if not task.done()]
+            assert held <= limit
+            assert held == limit or not takers, "nobody waits while there is room"
+
+        for step in steps:
+            if step == "take":
+                takers.append(asyncio.create_task(slots.take()))
+            elif step == "give back" and held:
+                held -= 1
+                slots.give_back()
+                if len(steps) % 2 and takers:
+                    takers[0].cancel()  # its place is given to it in the same moment
+            elif takers:
+                takers[0 if step == "cancel first" else -1].cancel()
+            await settle()
+        for task in takers:
+            task.cancel()
+        await settle()
+        assert slots.free == limit - held
+
+    asyncio.run(main())
+
+
+async def test_a_new_connection_that_fails_frees_its_place():
+    upstream = Upstream("api", config.Upstream(url=f"http://127.0.0.1:{free_port()}", max_connections=1))
+    for _ in range(3):
+        assert (await upstream(plain_request())).status == 502
+    await upstream.stop()
+
+
+async def test_requests_of_one_turn_of_the_loop_are_sent_together():
+    """Each write of its own wakes the upstream; many in a row wake it once."""
+    async with raw_upstream(answering(OK)) as raw:
+        upstream = Upstream("api", table(raw))
+        await asyncio.gather(*[upstream(plain_request()) for _ in range(5)])
+        asked = [upstream.begin(plain_request()) for _ in range(5)]
+        assert len(raw.heads) == 5
+        assert [(await one).body for one in asked] == [b"ok"] * 5
+        assert (len(raw.heads), raw.connections) == (10, 5)
         await upstream.stop()
