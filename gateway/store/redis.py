@@ -45,12 +45,12 @@ class Call:
 
 
 class Read:
-    """A reading command on one key, prepared. See `Redis.read` for the arguments."""
+    """A reading command, or a script that only reads, on one key; prepared. See `Redis.read` for the arguments."""
 
     __slots__ = ("bulk", "command", "key", "packed", "parse")
 
     def __init__(
-        self, command: str, key: Part, *, parse: Callable[[Any], Any] | None = None, bulk: bool = False
+        self, command: str | Script, key: Part, *, parse: Callable[[Any], Any] | None = None, bulk: bool = False
     ) -> None:
         self.command = command
         self.key = _key(key)
@@ -159,7 +159,7 @@ class Redis:
 
     def read(
         self,
-        command: str,
+        command: str | Script,
         key: Part,
         *,
         parse: Callable[[Any], Any] | None = None,
@@ -170,7 +170,7 @@ class Redis:
         A value of the wrong type, or one that `parse` cannot read, counts as absent (None) and is logged once.
 
         Args:
-            command: always the same for one key: `GET`, `HGETALL`, `EXISTS`, ...
+            command: always the same for one key: `GET`, `HGETALL`, `EXISTS`, ... or a script with this one key.
             parse: turns the reply into what is kept and returned; raises ValueError for garbage.
                 Always the same for one key.
         """
@@ -196,7 +196,9 @@ class Redis:
             self._reading[name] = reading
             self._send(link, CACHING_YES, None)
         if not read.packed:
-            read.packed = pack((read.command, name))
+            command = read.command
+            # By its source, as nobody would load it where Redis has forgotten the hash.
+            read.packed = pack(("EVAL_RO", command.source, 1, name) if type(command) is Script else (command, name))
         self._send(link, read.packed, reading)
         return reading
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, cast
 
 import typer
@@ -108,11 +109,24 @@ def sessions_of(
         for layout in layouts:
             fields = fields_of(redis, layout.key(stored))
             with contextlib.suppress(KeyError, ValueError):
-                expires = parse_time(fields[layout.expires_field.encode()].decode())
+                expires = end_of(redis, layout, stored, fields)
                 if expires > time.time():
                     found.append((stored, expires))
                     break
     return total, found
+
+
+def end_of(redis: Redis, layout: Layout, stored: str, fields: Mapping[bytes, bytes]) -> float:
+    """When a session ends, in seconds since 1970; infinite where nothing says so.
+
+    Raises:
+        KeyError: it has no field with its end.
+        ValueError: the field is not to be understood.
+    """
+    if layout.expires_field:
+        return parse_time(fields[layout.expires_field.encode()].decode())
+    milliseconds = redis.pttl(layout.key(stored))
+    return math.inf if milliseconds == -1 else time.time() + milliseconds / 1000
 
 
 def fields_of(redis: Redis, key: str) -> dict[bytes, bytes]:
@@ -178,7 +192,7 @@ def shown(text: str) -> str:
 
 def span(seconds: float) -> str:
     """`23 h 59 min`; `for ever` for what never ends."""
-    if seconds < 0:
+    if not 0 <= seconds < math.inf:
         return "for ever"
     minutes = int(seconds // 60)
     if minutes < 1:

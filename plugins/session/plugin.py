@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -34,6 +35,7 @@ from plugins.session.sessions import (
     DEFAULT_TTL,
     INDEX,
     MAX_USER,
+    READ,
     TOUCH,
     Layout,
     field_of,
@@ -74,9 +76,9 @@ class Found:
 
     user: str
     expires: float
-    """Seconds since 1970."""
+    """Seconds since 1970; infinite where the hash does not tell, or nothing does."""
     expires_text: str
-    """The same as it stands in Redis."""
+    """The same as it stands in Redis; empty where the hash does not tell."""
     changes: Changes
     """The header lines that tell the upstream, as `Request.changes` takes them."""
 
@@ -104,8 +106,8 @@ class Session(Plugin):
         user_field: str = Field("userId", min_length=1, description="The hash's field with the user's id.")
         expires_field: str = Field(
             "expiresAt",
-            min_length=1,
-            description="The field with the session's end: seconds or milliseconds since 1970, or ISO 8601.",
+            description="The field with the session's end: seconds or milliseconds since 1970, or ISO 8601;"
+            " empty: there is none, a session lasts as long as its key.",
         )
         ttl: Seconds = Field(
             DEFAULT_TTL, ge=1, le=MAX_TTL, description="A session in use lasts this much longer each time."
@@ -122,6 +124,10 @@ class Session(Plugin):
         def _sensible(self) -> Session.Config:
             if self.touch_interval >= self.ttl:
                 raise ValueError("expected a touch_interval shorter than ttl: otherwise sessions in use would end")
+            if self.sliding and not self.expires_field:
+                raise ValueError(
+                    'expected sliding = false beside expires_field = "": who gives the keys their TTL moves it on'
+                )
             names = [_lower(name).decode() for name in (self.user_header, *self.pass_fields.values())]
             if len(set(names)) < len(names):
                 raise ValueError("expected different header fields in user_header and pass_fields")
@@ -141,6 +147,7 @@ class Session(Plugin):
         self._due = config.ttl - config.touch_interval if config.sliding else float("-inf")
         self._layout = self.layout("gateway")
         self._redis: Redis | None = None
+        self._mirrored = False
         self._parse_items = lru_cache(MAX_PARSED)(self._parse)
         self._users: OrderedDict[bytes, str] = OrderedDict()
         self._touched: dict[str, float] = {}
@@ -160,6 +167,7 @@ class Session(Plugin):
 
     async def start(self, worker: Worker) -> None:
         self._redis = worker.redis
+        self._mirrored = worker.redis.mirror.max_bytes > 0
         self._layout = self.layout(worker.redis.prefix)
         worker.redis.register(TOUCH, INDEX)
 
@@ -210,7 +218,11 @@ class Session(Plugin):
         if not _ID.fullmatch(session_id):
             return _UNUSABLE
         layout = self._layout
-        return Read("HGETALL", layout.key(layout.stored(session_id)), parse=self._found)
+        key = layout.key(layout.stored(session_id))
+        # Redis never returns a key past its TTL, but tells only later that it has gone: what is kept needs its end.
+        if self._mirrored and not self.config.expires_field:
+            return Read(READ, key, parse=self._lasting)
+        return Read("HGETALL", key, parse=self._found)
 
     def _remember(self, key: bytes, user: str) -> None:
         """For the next one who comes with this session, so that others need not wait for Redis to tell them."""
@@ -248,18 +260,33 @@ class Session(Plugin):
         """
         return self._parse_items(tuple(reply.items())) if reply else None
 
+    def _lasting(self, reply: Any) -> Found | None:
+        """The reply to `read.lua`.
+
+        Raises:
+            ValueError: it is not a session.
+        """
+        left, flat = reply
+        if not flat:
+            return None
+        found = self._parse_items(tuple(zip(flat[::2], flat[1::2], strict=True)))
+        return found if left < 0 else replace(found, expires=self.clock() + left / 1000)
+
     def _parse(self, items: tuple[tuple[bytes, bytes], ...]) -> Found:
         fields = dict(items)
         user = field_of(fields, self.config.user_field)
         if not 0 < len(user) <= MAX_USER:
             raise ValueError(f"a user's id of {len(user)} characters")
-        expires_text = field_of(fields, self.config.expires_field)
+        expires_text, expires = "", math.inf
+        if self.config.expires_field:
+            expires_text = field_of(fields, self.config.expires_field)
+            expires = parse_time(expires_text)
         changes: dict[bytes, bytes | None] = {}
         for field, header in self._headers.items():
             value = fields.get(field.encode())
             if value is not None and (line := self._line(header, value)):
                 changes[_lower(header)] = line
-        return Found(user, parse_time(expires_text), expires_text, changes)
+        return Found(user, expires, expires_text, changes)
 
     def _line(self, header: str, value: bytes) -> bytes | None:
         """A header line for the upstream; None where the value would not arrive as it is."""

@@ -32,6 +32,7 @@ MAX_USER: Final = 256
 MAX_SESSIONS_OF_USER: Final = 1000
 ID_BYTES: Final = 32
 
+READ: Final = Script.beside(__file__, "read.lua")
 TOUCH: Final = Script.beside(__file__, "touch.lua")
 CREATE: Final = Script.beside(__file__, "create.lua")
 INDEX: Final = Script.beside(__file__, "index.lua")
@@ -52,7 +53,7 @@ class Layout:
         key: the name of a session's key, with `{prefix}` and `{id}`.
         hash_ids: store ids as their SHA-256, so that who reads Redis cannot use them.
         user_field: the field with the user's id.
-        expires_field: the field with the time the session ends.
+        expires_field: the field with the time the session ends; empty: it ends with its key.
     """
 
     __slots__ = ("_head", "_tail", "expires_field", "hash_ids", "prefix", "user_field")
@@ -170,8 +171,9 @@ def begin(
         **(fields or {}),
         layout.user_field: user,
         "createdAt": str(int(now)),
-        layout.expires_field: str(expires),
     }
+    if layout.expires_field:
+        content[layout.expires_field] = str(expires)
     pairs = [part for pair in content.items() for part in pair]
     return Beginning(
         session_id,

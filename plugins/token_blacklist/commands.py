@@ -15,7 +15,7 @@ from redis import Redis
 from gateway.config import parse_span
 from gateway.console import Console, open_console, read_secret
 from plugins.token_blacklist.plugin import TokenBlacklist
-from plugins.token_blacklist.tokens import claims_of, id_of, time_in
+from plugins.token_blacklist.tokens import NotValid, claims_of, id_of, time_in
 
 commands = typer.Typer(name="token", help="Revoke bearer tokens.", no_args_is_help=True)
 
@@ -60,7 +60,10 @@ def status(token: Token) -> None:
     """Tell whether a token is revoked. What it says of itself is shown as it is, not verified."""
     given = read_token(token)
     with open_console() as console:
-        found = status_of(console.redis, keys_of(console, given), given)
+        try:
+            found = status_of(console.redis, keys_of(console, given), given)
+        except NotValid as error:
+            raise console.fail(str(error)) from None
         console.print(f"id       {found.id}")
         console.print(f"expires  {'it does not say' if found.expires is None else moment(found.expires)}")
         if not found.revoked:
@@ -95,10 +98,15 @@ class Place:
 
 
 def keys_of(console: Console, token: str) -> list[Place]:
-    """Where the configured plugins look for a token."""
-    token_id = id_of(token, claims_of(token))
+    """Where the configured plugins look for a token.
+
+    Raises:
+        NotValid: one of them refuses it unseen.
+    """
+    claims = claims_of(token)
     return [
-        Place(plugin.key(token_id, console.prefix), plugin.config.leeway) for plugin in console.plugins(TokenBlacklist)
+        Place(plugin.key(plugin.token_id(token, claims), console.prefix), plugin.config.leeway)
+        for plugin in console.plugins(TokenBlacklist)
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -86,6 +86,11 @@ class TokenBlacklist(Plugin):
         key: KeyTemplate = Field(
             "{prefix}:token:blacklist:{id}", description="Name of the key that stands for a revoked token."
         )
+        hash_ids: bool = Field(
+            True,
+            description="Whether the key of a token without jti has its SHA-256; false: the token, of up to 1024"
+            " characters.",
+        )
         secret: SecretStr | None = Field(None, description="Verify tokens that were signed with this secret (HS256).")
         public_key: str | None = Field(None, description="Verify tokens with this public key in PEM.")
         algorithms: tuple[SecretAlgorithm | PublicAlgorithm, ...] = Field(
@@ -141,6 +146,14 @@ class TokenBlacklist(Plugin):
 
     async def start(self, worker: Worker) -> None:
         self._prefix = worker.redis.prefix
+
+    def token_id(self, token: str, claims: Mapping[str, Any] | None) -> str:
+        """What stands for a token in its key.
+
+        Raises:
+            NotValid: it cannot be part of a key.
+        """
+        return id_of(token, claims, hashed=self.config.hash_ids)
 
     def key(self, token_id: str, prefix: str) -> str:
         """The key that stands for a revoked token."""
@@ -205,11 +218,11 @@ class TokenBlacklist(Plugin):
 
     def _read(self, token: str) -> Seen:
         if self._verifier is None:
-            return Seen(self._asks(id_of(token, claims_of(token))), None, None)
+            return Seen(self._asks(self.token_id(token, claims_of(token))), None, None)
         claims = self._verifier.verify(token, self.clock())
         expires = time_in(claims, "exp")
         ends = None if expires is None else expires + self.config.leeway
-        return Seen(self._asks(id_of(token, claims)), user_in(claims), ends)
+        return Seen(self._asks(self.token_id(token, claims)), user_in(claims), ends)
 
     def _asks(self, token_id: str) -> Read:
         return Read("EXISTS", self.key(token_id, self._prefix))

@@ -6,13 +6,16 @@ up id can only get the request refused that brought it. A token without `jti` go
 signature covers, header and payload, and not of all its text: the same signature can be spelled in several ways (with
 `=` behind it, or with other bits that base64 throws away), and each would have been another token. For the same reason
 an encrypted JWT (RFC 7516) goes by what its parts decode to. Anything else is opaque: the SHA-256 of its text.
+
+Where ids are not hashed, a token without `jti` goes by its text, a JWT as its issuer has spelled it. One that is too
+long for a key's name is refused: hashed all the same, it would not meet the key that an application has written.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from base64 import urlsafe_b64decode
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -23,11 +26,13 @@ import orjson
 
 MAX_ID: Final = 256
 MAX_USER: Final = 256
+MAX_TOKEN: Final = 1024
 
 # RFC 6750, section 2.1.
 _BEARER: Final = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*) *", re.IGNORECASE | re.ASCII)
 _LOOKS_LIKE_BEARER: Final = re.compile(r"(?:^|,)\s*bearer\b", re.IGNORECASE)
 _PLAIN_ID: Final = re.compile(rf"[A-Za-z0-9._~:@+/=-]{{1,{MAX_ID}}}")
+_PLAIN_TOKEN: Final = re.compile(rf"[A-Za-z0-9._~+/=-]{{1,{MAX_TOKEN}}}")
 _UNCHECKED: Final = {f"verify_{claim}": False for claim in ("exp", "nbf", "iat", "sub", "jti")}
 
 
@@ -36,7 +41,7 @@ class Malformed(ValueError):
 
 
 class NotValid(ValueError):
-    """The token does not verify; the message is for the client."""
+    """The token does not verify, or cannot be looked up; the message is for the client."""
 
 
 def bearer_of(fields: Sequence[str]) -> str | None:
@@ -67,14 +72,49 @@ def claims_of(token: str) -> Mapping[str, Any] | None:
     return claims if isinstance(claims, dict) else None
 
 
-def id_of(token: str, claims: Mapping[str, Any] | None) -> str:
-    """The id under which a token is revoked: bounded, and harmless as part of a key's name."""
-    if claims is None:
-        return sha256(_encrypted(token) or token.encode("utf-8", "surrogateescape")).hexdigest()
-    jti = claims.get("jti")
-    if not isinstance(jti, str) or not 0 < len(jti) <= MAX_ID:
+def id_of(token: str, claims: Mapping[str, Any] | None, *, hashed: bool = True) -> str:
+    """The id under which a token is revoked: bounded, and harmless as part of a key's name.
+
+    Args:
+        hashed: whether the text of a token without `jti` is hashed.
+
+    Raises:
+        NotValid: its text is to be the id, and cannot be.
+    """
+    jti = claims.get("jti") if claims is not None else None
+    if isinstance(jti, str) and 0 < len(jti) <= MAX_ID:
+        return jti if _PLAIN_ID.fullmatch(jti) else sha256(jti.encode("utf-8", "surrogatepass")).hexdigest()
+    if not hashed:
+        if not _PLAIN_TOKEN.fullmatch(token):
+            raise NotValid(f"a token has at most {MAX_TOKEN} letters, digits and -._~+/= here")
+        return _as_issued(token, claims)
+    if claims is not None:
         return sha256(token.rpartition(".")[0].encode("utf-8", "surrogateescape")).hexdigest()
-    return jti if _PLAIN_ID.fullmatch(jti) else sha256(jti.encode("utf-8", "surrogatepass")).hexdigest()
+    return sha256(_encrypted(token) or token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _as_issued(token: str, claims: Mapping[str, Any] | None) -> str:
+    """A JWT with its base64 as RFC 7515 has it, whatever else would decode to the same; another token as it is."""
+    parts = token.split(".")
+    if claims is None and (len(parts) != 5 or not _is_object(parts[0])):
+        return token
+    # A header and what is signed can be spelled in one way only; an encrypted JWT's header is covered likewise.
+    first = 2 if claims is not None else 1
+    try:
+        return ".".join(
+            parts[:first]
+            + [urlsafe_b64encode(urlsafe_b64decode(part + "==")).decode().rstrip("=") for part in parts[first:]]
+        )
+    except ValueError:
+        return token
+
+
+def _is_object(part: str) -> bool:
+    """Whether a part of a token is a JSON object, as the header of a JWT is."""
+    try:
+        return isinstance(orjson.loads(urlsafe_b64decode(part + "==")), dict)
+    except ValueError:
+        return False
 
 
 def _encrypted(token: str) -> bytes | None:

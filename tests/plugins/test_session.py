@@ -167,6 +167,105 @@ async def test_garbage_in_redis_is_no_session(gateway, http, redis_client, conte
         assert response.status == 401
 
 
+# -- no end in the hash ------------------------------------------------------------------------
+
+AS_LONG_AS_ITS_KEY = {"key": "session:{id}", "hash_ids": False, "expires_field": "", "sliding": False}
+MIRROR = pytest.mark.parametrize("mirror", ["64 MiB", 0])
+
+
+async def status_of(http: Any, gw: Any, session_id: str = "abc") -> int:
+    async with http.get(gw.url, headers=cookie(session_id)) as response:
+        return response.status
+
+
+@MIRROR
+async def test_without_an_end_a_session_lasts_as_long_as_its_key(gateway, upstream, http, redis_client, mirror):
+    gw = await gateway({"redis": {"mirror": {"max_bytes": mirror}}, **with_session(**AS_LONG_AS_ITS_KEY)})
+    await redis_client.hset("session:for-ever", mapping={"userId": "alice"})
+    await redis_client.hset("session:short", mapping={"userId": "bob"})
+    await redis_client.pexpire("session:short", 300)
+    for session_id, user in (("for-ever", "alice"), ("short", "bob")):
+        assert await status_of(http, gw, session_id) == 200
+        assert upstream.requests[-1].headers["X-User-Id"] == user
+
+    async def over() -> bool:
+        return await status_of(http, gw, "short") == 401
+
+    await eventually(over, within=2)
+    assert await status_of(http, gw, "for-ever") == 200
+    assert await redis_client.ttl("session:for-ever") == -1
+
+
+async def test_what_is_kept_ends_with_its_key_before_redis_says_so(gateway, http, redis_client):
+    gw = await gateway(with_session(**AS_LONG_AS_ITS_KEY))
+    start = time.time()
+    gw.plugins["session"].clock = lambda: start
+    await redis_client.hset("session:abc", mapping={"userId": "alice"})
+    await redis_client.expire("session:abc", 100)
+    assert await status_of(http, gw) == 200
+    asked = gw.worker.redis.asked
+    for later, status in ((0, 200), (98, 200), (100.001, 401), (98, 200)):
+        gw.plugins["session"].clock = lambda later=later: start + later
+        assert await status_of(http, gw) == status, later
+    assert gw.worker.redis.asked == asked, "all from memory"
+    assert 98 <= await redis_client.ttl("session:abc") <= 100, "the gateway leaves it alone"
+
+
+async def test_a_ttl_that_the_application_moves_counts_at_once(gateway, http, redis_client):
+    gw = await gateway(with_session(**AS_LONG_AS_ITS_KEY))
+    start = time.time()
+    await redis_client.hset("session:abc", mapping={"userId": "alice"})
+    await redis_client.expire("session:abc", 100)
+
+    async def lasts(seconds: float) -> bool:
+        gw.plugins["session"].clock = time.time
+        alive = await status_of(http, gw) == 200
+        gw.plugins["session"].clock = lambda: start + seconds
+        return alive and await status_of(http, gw) == 200
+
+    assert await lasts(90)
+    assert not await lasts(110)
+    for command, alive_after in (("EXPIRE session:abc 200", 190), ("PERSIST session:abc", 10 * DAY)):
+        await redis_client.execute_command(*command.split())
+        await eventually(lambda alive_after=alive_after: lasts(alive_after), within=1)
+    await redis_client.expire("session:abc", 50)
+
+    async def is_cut() -> bool:
+        return not await lasts(60)
+
+    await eventually(is_cut, within=1)
+
+
+@MIRROR
+async def test_the_end_of_a_key_costs_no_trip_of_its_own(gateway, http, redis_client, mirror):
+    gw = await gateway({"redis": {"mirror": {"max_bytes": mirror}}, **with_session(**AS_LONG_AS_ITS_KEY)})
+    await redis_client.hset("session:abc", mapping={"userId": "alice"})
+    # A script that Redis has forgotten does no harm either.
+    await redis_client.script_flush()
+    writes = gw.worker.redis.links[0].writes
+    assert await status_of(http, gw) == 200
+    assert gw.worker.redis.links[0].writes == writes + 1
+    assert await status_of(http, gw) == 200
+    assert gw.worker.redis.links[0].writes == writes + (1 if mirror else 2)
+    # An absent one is kept too, and Redis says when it comes.
+    assert await status_of(http, gw, "new") == 401
+    await redis_client.hset("session:new", mapping={"userId": "bob"})
+
+    async def there() -> bool:
+        return await status_of(http, gw, "new") == 200
+
+    await eventually(there, within=1)
+
+
+@MIRROR
+@pytest.mark.parametrize("content", ["a string", {"user": "alice"}, {"userId": ""}, {"userId": b"\xff"}])
+async def test_garbage_is_no_session_without_an_end_either(gateway, http, redis_client, mirror, content):
+    gw = await gateway({"redis": {"mirror": {"max_bytes": mirror}}, **with_session(**AS_LONG_AS_ITS_KEY)})
+    write = redis_client.set if isinstance(content, str) else redis_client.hset
+    await (write("session:abc", content) if isinstance(content, str) else write("session:abc", mapping=content))
+    assert await status_of(http, gw) == 401
+
+
 # -- what the upstream learns ------------------------------------------------------------------
 
 SPOOFED = [("X-User-Id", "root"), ("x_user_id", "root"), ("X-User_Id", "root"), ("X-User-Email", "root@x")]
@@ -504,6 +603,21 @@ async def test_commands_use_the_keys_of_the_configuration(run, redis_client, mon
     assert await redis_client.keys("*") == []
 
 
+async def test_commands_with_sessions_that_end_with_their_key(run, redis_client, tmp_path: Path):
+    (tmp_path / "config.toml").write_text('[plugins.session]\nexpires_field = ""\nsliding = false\n')
+    layout = Layout(expires_field="")
+    session = await create_session_async(redis_client, "bob", layout=layout, ttl=3600)
+    key = layout.key(layout.stored(session))
+    assert set(await redis_client.hgetall(key)) == {b"userId", b"createdAt"}
+    assert 3590 < await redis_client.ttl(key) <= 3600
+    assert "59 min" in run("list", "bob").output
+    await redis_client.persist(key)
+    assert "for ever" in run("list", "bob").output
+    assert "bob" in run("show", session).output
+    assert run("revoke", session).output == "Ended the session.\n"
+    assert run("list", "bob").output == "bob has no session.\n"
+
+
 def test_text_from_redis_cannot_steer_a_terminal():
     assert shown("a\x1b[31mb") == "a�[31mb"
     assert len(shown("x" * 10_000)) < 300
@@ -511,7 +625,14 @@ def test_text_from_redis_cannot_steer_a_terminal():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(-0.001, "for ever"), (5, "5 s"), (300, "5 min"), (86399, "23 h 59 min"), (90061, "1 d 1 h")],
+    [
+        (-0.001, "for ever"),
+        (math.inf, "for ever"),
+        (5, "5 s"),
+        (300, "5 min"),
+        (86399, "23 h 59 min"),
+        (90061, "1 d 1 h"),
+    ],
 )
 def test_span(seconds, text):
     assert span(seconds) == text
@@ -531,6 +652,7 @@ def test_span(seconds, text):
         ({"user_header": "X User"}, "pattern"),
         ({"sources": []}, "at least 1"),
         ({"realm": 'a"b'}, "pattern"),
+        ({"expires_field": ""}, "sliding = false"),
     ],
 )
 def test_a_wrong_configuration_says_why(keys, message):
@@ -574,11 +696,27 @@ def test_no_hash_makes_parse_raise_more_than_value_error(fields):
         assert line.endswith(b"\r\n")
 
 
+@given(
+    st.integers(-1, 10**12),
+    st.dictionaries(st.sampled_from([b"userId", b"expiresAt"]), st.binary(max_size=9) | st.just(b"alice")),
+)
+def test_a_session_ends_with_its_key_whatever_else_it_holds(left, fields):
+    plugin = Session(Session.Config(expires_field="", sliding=False), "session")
+    plugin.clock = lambda: 1000.0
+    try:
+        found = plugin._lasting([left, [part for field in fields.items() for part in field]])
+    except ValueError:
+        return
+    assert (found is None) == (not fields)
+    if found is not None:
+        assert found.expires == (math.inf if left < 0 else 1000 + left / 1000)
+
+
 @given(st.integers(10**8, 4 * 10**9), st.sampled_from(["1700000000", "1700000000000", "2024-01-01T00:00:00Z"]))
 def test_a_time_survives_its_notation(seconds, like):
     assert parse_time(format_time(seconds, like)) == seconds
 
 
 def test_scripts_say_what_they_take():
-    for script in (TOUCH, CREATE, module.INDEX):
+    for script in (TOUCH, CREATE, module.INDEX, module.READ):
         assert b"KEYS[1]" in script.source.partition(b"redis.call")[0]

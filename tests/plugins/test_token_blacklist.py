@@ -26,7 +26,7 @@ from plugins.session import create_session_async
 from plugins.token_blacklist import TokenBlacklist, commands
 from plugins.token_blacklist import plugin as module
 from plugins.token_blacklist.commands import AlreadyExpired, Place, revoke_token, status_of
-from plugins.token_blacklist.tokens import Malformed, bearer_of, claims_of, id_of, time_in
+from plugins.token_blacklist.tokens import Malformed, NotValid, bearer_of, claims_of, id_of, time_in
 from tests.harness import eventually
 
 SECRET = "a secret of at least thirty-two bytes"
@@ -106,6 +106,54 @@ async def test_what_an_application_writes_counts_whatever_its_type(gateway, http
     gw = await gateway(with_blacklist(key="app:revoked:{id}"))
     await redis_client.hset("app:revoked:abc", mapping={"by": "admin"})
     assert await status(http, gw, token_with(jti="abc")) == 401
+
+
+APPLICATIONS_OWN = {"key": "app:revoked:{id}", "hash_ids": False}
+
+
+@pytest.mark.parametrize("mirror", ["64 MiB", 0])
+@pytest.mark.parametrize(
+    ("token", "token_id"),
+    [("opaque-._~+/=", None), ("x" * 1024, None), (token_with(sub="x"), None), (token_with(jti="id-1"), "id-1")],
+)
+async def test_shares_the_keys_of_an_application_with_plain_tokens(
+    gateway, http, redis_client, token, token_id, mirror
+):
+    gw = await gateway({"redis": {"mirror": {"max_bytes": mirror}}, **with_blacklist(**APPLICATIONS_OWN)})
+    assert await status(http, gw, token) == 200
+    await redis_client.set(f"app:revoked:{token_id or token}", 1)
+
+    async def refused() -> bool:
+        return await status(http, gw, token) == 401
+
+    await eventually(refused, within=1)
+    assert await status(http, gw, "another") == 200
+
+
+async def test_a_plain_token_that_is_too_long_is_refused_unseen(gateway, upstream, http):
+    gw = await gateway(with_blacklist(**APPLICATIONS_OWN))
+    asked = gw.worker.redis.asked
+    async with http.get(gw.url, headers=bearer("x" * 1025)) as response:
+        assert response.status == 401
+        assert "at most 1024" in response.headers["WWW-Authenticate"]
+    assert gw.worker.redis.asked == asked
+    assert upstream.requests == []
+    assert await status(http, gw, token_with(jti="id-1", scope="x" * 2000)) == 200, "it has a short id"
+
+
+async def test_no_spelling_of_a_plain_token_is_a_way_out(gateway, http, redis_client):
+    signed, encrypted = token_with(sub="alice"), "eyJhbGciOiJkaXIifQ..AAAA.AAAA.AA"
+    # The last of its characters has two bits without meaning: 0 as it was issued, here 1.
+    respelled = signed[:-1] + chr(ord(signed[-1]) + 1)
+    signatures = [token.rpartition(".")[2] + "=" for token in (signed, respelled)]
+    assert base64.urlsafe_b64decode(signatures[0]) == base64.urlsafe_b64decode(signatures[1]), (
+        "many upstreams take both"
+    )
+    gw = await gateway(with_blacklist(**APPLICATIONS_OWN))
+    for token in (signed, encrypted, "a1.b2.c3.d4.ef"):
+        await redis_client.set(f"app:revoked:{token}", 1)
+    for token in (signed, signed + "=", respelled, encrypted, encrypted + "==", encrypted[:-1] + "B", "a1.b2.c3.d4.ef"):
+        assert await status(http, gw, token) == 401, token
 
 
 async def test_another_spelling_of_the_signature_is_no_way_out(gateway, http, sync_client):
@@ -389,6 +437,19 @@ async def test_commands_use_the_keys_of_the_configuration(run, redis_client, tmp
     assert 85 < await redis_client.ttl("shop:bl:abc") <= 95
 
 
+async def test_commands_hash_no_token_where_the_configuration_says_so(run, redis_client, tmp_path: Path):
+    (tmp_path / "config.toml").write_text('[plugins.token_blacklist]\nkey = "token:blacklist:{id}"\nhash_ids = false\n')
+    assert run("revoke", "opaque").exit_code == 0
+    assert await redis_client.keys("*") == [b"token:blacklist:opaque"]
+    assert "revoked  yes" in run("status", "opaque").output
+    for command in ("revoke", "status"):
+        for token in ("x" * 1025, 'a"b', "a*b"):
+            result = run(command, token)
+            assert result.exit_code == 1
+            assert "at most 1024" in result.output
+    assert await redis_client.keys("*") == [b"token:blacklist:opaque"]
+
+
 @pytest.mark.parametrize("expires", [1e300, 10**18, 253402300800])
 def test_no_end_is_too_far_away(sync_client, expires):
     token = token_with(exp=expires)
@@ -422,7 +483,7 @@ DEEP = base64.urlsafe_b64encode(b"[" * 6000).decode().rstrip("=")
 @example(f"eyJhbGciOiJIUzI1NiJ9.{base64.urlsafe_b64encode(b'9' * 5000).decode()}.x")
 async def test_no_token_makes_ask_raise(token):
     never_connected = Redis(LinkOptions("redis://127.0.0.1:1"))
-    for keys in ({}, {"secret": SECRET}):
+    for keys in ({}, {"secret": SECRET}, {"hash_ids": False}):
         plugin = TokenBlacklist(TokenBlacklist.Config.model_validate(keys), "token")
         request = Request.__new__(Request)
         request.headers = CIMultiDictProxy(CIMultiDict({"Authorization": f"Bearer {token}"}))
@@ -434,10 +495,16 @@ async def test_no_token_makes_ask_raise(token):
 @given(TOKENS)
 def test_an_id_is_always_bounded_and_fit_for_a_key(token):
     claims = claims_of(token)
-    token_id = id_of(token, claims)
-    assert 0 < len(token_id) <= 256
-    assert token_id.isascii()
-    assert token_id.isprintable()
+    for hashed, most in ((True, 256), (False, 1024)):
+        try:
+            token_id = id_of(token, claims, hashed=hashed)
+        except NotValid:
+            assert not hashed
+            continue
+        assert 0 < len(token_id) <= most
+        assert token_id.isascii()
+        assert token_id.isprintable()
+        assert " " not in token_id
     time_in(claims, "exp")
 
 
