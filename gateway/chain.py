@@ -47,9 +47,15 @@ class Chain:
         self._begin: Callable[[Request], Asked | None] | None = getattr(upstream, "begin", None)
         self._redis = redis
         self._asks = tuple((plugin, plugin.ask) for plugin in plugins if _has(plugin, "ask"))
-        # What each plugin does on the way down: (plugin, its check, whether it has a `__call__`)
-        self._steps: tuple[tuple[Plugin, Check | None, bool], ...] = tuple(
-            (plugin, plugin.check if _has(plugin, "check") else None, _has(plugin, "__call__")) for plugin in plugins
+        # What each plugin does on the way down: (plugin, its check, whether it asks, whether it has a `__call__`)
+        self._steps: tuple[tuple[Plugin, Check | None, bool, bool], ...] = tuple(
+            (
+                plugin,
+                plugin.check if _has(plugin, "check") else None,
+                _has(plugin, "ask"),
+                _has(plugin, "__call__"),
+            )
+            for plugin in plugins
         )
         numbered = reversed(list(enumerate(plugins)))
         self._finishes = tuple((number, plugin.finish) for number, plugin in numbered if _has(plugin, "finish"))
@@ -87,10 +93,10 @@ class Chain:
         """
         answers = request.answers
         for position in range(request.depth, len(self._steps)):
-            plugin, check, coroutine = self._steps[position]
+            plugin, check, asks, coroutine = self._steps[position]
             if check is not None:
                 reply = None
-                answer = answers.get(plugin)
+                answer = answers.get(plugin) if asks else None
                 if answer is not None:
                     if answer is LATER:
                         answer = self._ask_now(plugin, request)
@@ -165,7 +171,7 @@ class Chain:
 
         The choice is only possible while `call_next` was not called: afterwards the upstream may have acted.
         """
-        plugin, check, coroutine = self._steps[position]
+        plugin, check, _, coroutine = self._steps[position]
 
         async def call_next(request: Request) -> Response:
             request.depth = position + 1
