@@ -188,6 +188,16 @@ class Response:
         if self._headers is not None or self.has(name.lower().encode()):
             self.headers.popall(name, None)
 
+    def lines(self) -> tuple[bytes, ...]:
+        """`head` in pieces, for who joins them with more.
+
+        Raises:
+            ValueError: as `head`.
+        """
+        if self._headers is not None:
+            return (self.head(),)
+        return (self._head,) if self._extra is None else (self._head, *self._extra)
+
     def head(self) -> bytes:
         """The header lines for the wire, without the final empty line.
 

@@ -86,14 +86,14 @@ def send_whole(protocol: Any, request: Request | Head, response: Response, body:
     if not response.has(b"date"):
         framing += date_line()
     try:
-        head = response.head()
+        lines = response.lines()
     except ValueError as error:
         raise Unsendable(str(error)) from error
     if len(body) <= ONE_PIECE_BYTES:
-        piece = b"".join((line, head, framing, CRLF, body))
+        piece = b"".join((line, *lines, framing, CRLF, body))
         transport.write(piece)
         return len(piece)
-    head = b"".join((line, head, framing, CRLF))
+    head = b"".join((line, *lines, framing, CRLF))
     transport.writelines((head, body))
     return len(head) + len(body)
 

@@ -20,6 +20,8 @@ Part = bytes | str | int | float
 
 CACHING_YES: Final = pack(("CLIENT", "CACHING", "YES"))
 MAX_COMPLAINTS: Final = 1000
+# Characters of the last part of a key that the log shows.
+SHOWN: Final = 8
 # Commands that change nothing: after any other one this worker's own mirror must not answer for the key.
 READS: Final = frozenset(
     {"GET", "MGET", "HGETALL", "HGET", "HMGET", "EXISTS", "TTL", "PTTL", "TYPE", "STRLEN", "ZSCORE"}
@@ -271,7 +273,7 @@ class Redis:
         """One line per key about something unreadable in Redis."""
         if key not in self._complained and len(self._complained) < MAX_COMPLAINTS:
             self._complained.add(key)
-            logger.warning("redis: %s holds %s; it counts as absent", key.decode("utf-8", "replace"), what)
+            logger.warning("redis: %s holds %s; it counts as absent", shown(key), what)
 
 
 class _Reading(Reply):
@@ -361,6 +363,12 @@ class _Run(Reply):
 
 def _key(key: Part) -> bytes:
     return key if type(key) is bytes else str(key).encode()
+
+
+def shown(key: bytes) -> str:
+    """A key's name for the log. Its last part may be a secret (a session's id): it is shortened."""
+    name, colon, last = key.decode("utf-8", "replace").rpartition(":")
+    return f"{name}{colon}{last if len(last) <= SHOWN else last[:SHOWN] + '...'}"
 
 
 def weight(reply: Any) -> int:

@@ -84,6 +84,11 @@ class HotKeys:
     def __contains__(self, name: str) -> bool:
         return name in self._until
 
+    @property
+    def any(self) -> bool:
+        """Whether any key is hot."""
+        return bool(self._until)
+
     def count(self, name: str) -> None:
         """One read of this key has gone to Redis."""
         self._sketch.add(name)

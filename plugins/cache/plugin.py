@@ -156,6 +156,8 @@ class Cache(Plugin):
         target = request.state[self.name] = self._lookup.target(request, identity, unknown=unknown)
         if target.bypass is not None:
             return None
+        if not self._hot.any:
+            return self._store.find(target.address.wanted)
         number = self._lookup.number(target)
         if number:
             request.state[self._number] = number
