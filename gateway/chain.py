@@ -135,8 +135,8 @@ class Chain:
         late = request.state.setdefault(LATE, set())
         request.early = False
         asked = self._redis.asked
-        answer = plugin.ask(request, self._redis)
-        if answer is LATER or plugin in late:
+        answer = LATER if plugin in late else plugin.ask(request, self._redis)
+        if answer is LATER:
             raise RuntimeError(f"plugin {plugin.name}: it says LATER although it is its turn")
         late.add(plugin)
         if self._redis.asked != asked:
@@ -183,11 +183,13 @@ class Chain:
         if error is None:
             assert coroutine
             try:
-                return await plugin(request, call_next)
+                response = await plugin(request, call_next)
             except RedisError as failure:
                 if request.depth != position:
                     return unavailable()
                 error = failure
+            else:
+                return self._back(request, position, position + 1, response)
         if not isinstance(error, RedisDown):
             # Out of memory, a broken script: as useless to the request as a Redis that is away.
             logger.warning("%s: Redis refused its question: %s", plugin.name, error)

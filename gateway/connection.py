@@ -138,7 +138,7 @@ class Connection(RequestHandler):
         try:
             messages, upgraded, tail = self._parser.feed_data(data)
         except HttpProcessingError as error:
-            self._first_piece = self._first_piece or data
+            self._first_piece = data if self._head_timer is None else self._first_piece
             messages, upgraded, tail = [(_ErrInfo(400, error, error.message), EMPTY_PAYLOAD)], False, b""
         if not messages:
             self._start_head_timer(data)

@@ -324,6 +324,14 @@ async def test_the_end_of_a_head_is_never_taken_for_a_head(node: Gateway, echoin
     assert {request.target for request in echoing.requests} == {"/whole", "/other"}
 
 
+async def test_an_error_is_told_of_the_head_that_has_it(node: Gateway) -> None:
+    """Not of an earlier one on the same connection, that came in pieces."""
+    client, _ = await in_pieces(node, b"GET / HT", b"TP/1.1\r\n" + HOST + b"\r\n")
+    assert (await client.answer())[0] == 200
+    client.send(b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n")
+    assert (await client.answer())[0] == 414
+
+
 async def test_nothing_of_a_broken_message_makes_a_known_head_count(node: Gateway, echoing: UpstreamServer) -> None:
     """After an error the parser is nowhere: the connection ends."""
     for broken in (b"G@T / HTTP/1.1\r\n" + HOST + b"\r\n", POST + b"Content-Length: x\r\n\r\n"):
