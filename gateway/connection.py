@@ -13,11 +13,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway.forwarded import parse_ip
+from gateway.malformed import malformed
 from gateway.request import Head, Request
 from gateway.response import REFUSED, Response, problem
 from gateway.store import Answer
@@ -163,8 +164,9 @@ class Connection(RequestHandler):
                 self._park()
                 self._short_task = self._loop.create_task(self._refuse(message, error))
                 return
-            # A head ends with the first empty line: if that is the end of what came, nothing is left in the parser.
-            if data.find(END_OF_HEAD) == len(data) - len(END_OF_HEAD):
+            # A head ends with the first empty line: if that is there, and the end of what came, nothing is left in the
+            # parser. Otherwise something may be, as when the line came in two pieces.
+            if 0 <= data.find(END_OF_HEAD) == len(data) - len(END_OF_HEAD):
                 self._between = True
                 if between:
                     self._server.heads.put(data, head)
@@ -256,7 +258,11 @@ class Connection(RequestHandler):
             response = request.route.chain.go_on(request)
         except Exception as error:
             response = self._server.failure(request, error)
-        self._go_on(request, response)
+        try:
+            self._go_on(request, response)
+        except Exception:
+            self.force_close()  # a plugin's answer that is none: nothing more can be said here
+            raise
 
     async def _answer(self, request: Request, respond: Handler) -> None:
         """What cannot be done at once: respond, and send."""
@@ -353,22 +359,9 @@ class Connection(RequestHandler):
         message: str | None = None,
     ) -> Any:
         """aiohttp asks here what to answer to malformed HTTP; it closes the connection afterwards."""
-        response = self._parse_problem(exc)
+        response = malformed(exc, self._first_piece, self._server.table)
         self._first_piece = b""
         return _Late(self, response)
-
-    def _parse_problem(self, error: BaseException | None) -> Response:
-        table = self._server.table
-        if isinstance(error, LineTooLong):
-            line = self._first_piece.partition(b"\r\n")[0]
-            if len(line) > table.max_request_line:
-                return problem(
-                    414, "URI too long", f"The request target is longer than {table.max_request_line} bytes."
-                )
-            return problem(431, "Request header fields too large", f"A header is longer than {table.max_header} bytes.")
-        if isinstance(error, HttpProcessingError) and "Too many headers" in error.message:
-            return problem(431, "Request header fields too large", f"More than {table.max_headers} header fields.")
-        return problem(400, "Bad request", "The request is not valid HTTP.")
 
 
 class _Late(Done):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from pydantic import BaseModel, ConfigDict
 
 from gateway.config import Seconds, Size
-from gateway.request import BodyBroken, BodyTimeout, BodyTooLarge, Request
+from gateway.request import BodyBroken, BodyTimeout, BodyTooLarge, Request, users_of
 from gateway.response import (
     FAILED,
     HIT,
@@ -71,6 +71,7 @@ __all__ = [
     "Size",
     "header_line",
     "problem",
+    "users_of",
 ]
 
 Handler = Callable[[Request], Awaitable[Response]]

@@ -16,6 +16,21 @@ if TYPE_CHECKING:
 # Behind the name of a field in `Request.changes`: a line beside the client's, not instead of them.
 ADDED: Final = b" "
 
+# Begins an identity that is made of several users' names.
+SEVERAL: Final = "&"
+
+
+def users_of(identity: str) -> list[str]:
+    """The users that an identity is made of; mostly one."""
+    if not identity.startswith(SEVERAL):
+        return [identity]
+    users, rest = [], identity[1:]
+    while rest:
+        size, _, rest = rest.partition(":")
+        users.append(rest[: int(size)])
+        rest = rest[int(size) :]
+    return users
+
 
 class BodyTooLarge(Exception):
     """The request's body is longer than allowed: the answer is 413."""
@@ -211,6 +226,20 @@ class Request:
 
     def __repr__(self) -> str:
         return f"<Request {self.method} {self.path} from {self.client}>"
+
+    def speaks_for(self, user: str) -> None:
+        """A plugin has found out whose request this is: it becomes the request's user and identity.
+
+        Where two plugins name different users (a token of one, a session of another), the later is the user, and the
+        identity is both: what was made for such a request is for neither of them alone.
+        """
+        self.user = user
+        if (self.identity is None and user[:1] != SEVERAL) or self.identity == user:
+            self.identity = user
+            return
+        named: set[str] = self.state.setdefault("identities", set() if self.identity is None else {self.identity})
+        named.add(user)
+        self.identity = SEVERAL + "".join(f"{len(one)}:{one}" for one in sorted(named))
 
     @property
     def redis(self) -> Redis:

@@ -210,4 +210,7 @@ async def drained(protocol: Any, send_timeout: float) -> None:
     try:
         await asyncio.wait_for(protocol._drain_helper(), send_timeout)
     except TimeoutError:
+        # Closing would wait for the client to take what is buffered: for ever.
+        if protocol.transport is not None:
+            protocol.transport.abort()
         raise ClientTooSlow(f"the client took nothing for {send_timeout:g} s") from None

@@ -29,6 +29,7 @@ LINE: Final = '%s%s%s%d,"ms":%d.%03d,"upstream_ms":%s,"redis_trips":%d,"request_
 MAX_PATH: Final = 2800
 CUT_PATH: Final = 400
 MAX_KNOWN_PATH: Final = 256
+MAX_ID: Final = 128
 CUT_OTHER: Final = 64
 
 LINK_GAUGES: Final = {"up": "Links that are up.", "waiting": "Replies the links are waiting for."}
@@ -130,7 +131,7 @@ class Observer:
             # Written by hand, from parts that are remembered: a third of the time of a dict and orjson.
             line = LINE % (
                 self._time(now), self._about(request), said, sent, took // 1000, took % 1000, waited, trips,
-                quoted(request.id),
+                quoted(request.id, MAX_ID),
             )  # fmt: skip
             self.access_log.write(line.encode())
 
@@ -215,7 +216,7 @@ def quoted(text: str, size: int = CUT_OTHER) -> str:
 def new_about(client: str, method: str, path: str, route: str) -> str:
     """The members of a line that tell what was asked by whom."""
     shown = quoted(path, MAX_PATH)
-    if len(shown) > MAX_PATH:
+    if len(shown.encode()) > MAX_PATH:
         shown = quoted(path, CUT_PATH)
     return f'"client":{quoted(client)},"method":{quoted(method)},"path":{shown},"route":{quoted(route)}'
 

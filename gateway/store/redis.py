@@ -265,7 +265,7 @@ class Redis:
             return reply
         try:
             return parse(reply)
-        except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        except Exception as error:
             self.complain(key, f"something unreadable ({error})")
             return None
 

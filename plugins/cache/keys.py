@@ -19,6 +19,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
+from gateway.plugin import users_of
 from plugins.cache.wanted import Wanted
 
 # 160 bits: to find two requests with one key takes 2**80 tries.
@@ -118,7 +119,7 @@ class Keys:
         """
         names = [everything(self.prefix), of_route(self.prefix, route), of_url(self.prefix, host, target)]
         if identity is not None:
-            names.append(of_user(self.prefix, identity))
+            names += [of_user(self.prefix, user) for user in users_of(identity)]
         name = digest(
             "answer", self.name, route, scheme, host, target, str(len(who)), *who, str(len(steering)), *steering
         )

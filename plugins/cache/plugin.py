@@ -158,9 +158,7 @@ class Cache(Plugin):
             return None
         if not self._hot.any:
             return self._store.find(target.address.wanted)
-        number = self._lookup.number(target)
-        if number:
-            request.state[self._number] = number
+        number = request.state[self._number] = self._lookup.number(target)
         return self._lookup.ask(target, number)
 
     def check(self, request: Request, reply: Any) -> Response | Later | None:

@@ -60,6 +60,7 @@ MAX_REMEMBERED_TOUCHES: Final = 10_000
 MAX_TOUCHES_IN_FLIGHT: Final = 1000
 MAX_REMEMBERED_USERS: Final = 10_000
 MAX_PARSED: Final = 4096
+MAX_PARSED_BYTES: Final = 1024
 
 NOT_NOTED: Final = object()
 
@@ -148,6 +149,7 @@ class Session(Plugin):
         self._layout = self.layout("gateway")
         self._redis: Redis | None = None
         self._mirrored = False
+        self._fields = tuple({name.encode() for name in (config.user_field, config.expires_field, *self._headers)})
         self._parse_items = lru_cache(MAX_PARSED)(self._parse)
         self._users: OrderedDict[bytes, str] = OrderedDict()
         self._touched: dict[str, float] = {}
@@ -189,20 +191,23 @@ class Session(Plugin):
             request.identity_pending = True
             request.guess = self._users.get(read.key)
         elif answer.value is not None and answer.value.expires > self.clock():
-            request.user = request.identity = answer.value.user
+            request.speaks_for(answer.value.user)
         return answer
 
     def check(self, request: Request, reply: Found | None) -> Response | None:
         request.identity_pending = False
         now = self.clock()
         if reply is None or reply.expires <= now:
+            if request.guess is not None and type(read := request.notes.get(self)) is Read:
+                # Or each request with what is over would be counted for its former user.
+                self._users.pop(read.key, None)
             if self.config.required:
                 return self._refuse(sent=self in request.answers)
             return None
         user = reply.user
         if type(request.answers[self]) is not Known and request.guess != user:
             self._remember(request.notes[self].key, user)
-        request.user = request.identity = user
+        request.speaks_for(user)
         request.changes.update(reply.changes)
         if reply.expires - now < self._due:
             self._touch(request, reply, now)
@@ -258,7 +263,7 @@ class Session(Plugin):
         Raises:
             ValueError: it is not a session.
         """
-        return self._parse_items(tuple(reply.items())) if reply else None
+        return self._known(reply) if reply else None
 
     def _lasting(self, reply: Any) -> Found | None:
         """The reply to `read.lua`.
@@ -269,8 +274,15 @@ class Session(Plugin):
         left, flat = reply
         if not flat:
             return None
-        found = self._parse_items(tuple(zip(flat[::2], flat[1::2], strict=True)))
+        found = self._known(dict(zip(flat[::2], flat[1::2], strict=True)))
         return found if left < 0 else replace(found, expires=self.clock() + left / 1000)
+
+    def _known(self, fields: Mapping[bytes, bytes]) -> Found:
+        # Of what an application keeps in its sessions only these are looked at, and kept.
+        items = tuple([(name, fields[name]) for name in self._fields if name in fields])
+        return (self._parse_items if sum([len(value) for _, value in items]) <= MAX_PARSED_BYTES else self._parse)(
+            items
+        )
 
     def _parse(self, items: tuple[tuple[bytes, bytes], ...]) -> Found:
         fields = dict(items)

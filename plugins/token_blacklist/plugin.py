@@ -175,7 +175,7 @@ class TokenBlacklist(Plugin):
             request.state[self.name] = EXPIRED
             return None
         if seen.user is not None:
-            request.user = request.identity = seen.user
+            request.speaks_for(seen.user)
         return redis.look(seen.read)
 
     def check(self, request: Request, reply: Any) -> Response | None:
@@ -187,7 +187,7 @@ class TokenBlacklist(Plugin):
         seen, _ = request.notes[self]
         if seen.user is not None:
             # Again: a plugin before this one may have learned of another user from Redis meanwhile.
-            request.user = request.identity = seen.user
+            request.speaks_for(seen.user)
         return None
 
     # -- inside ------------------------------------------------------------------------------------

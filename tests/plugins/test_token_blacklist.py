@@ -278,7 +278,10 @@ async def test_of_two_that_know_the_user_the_later_one_decides(gateway, http, re
     expected = "of-token" if order[-1] == "token_blacklist" else "of-session"
     for _ in range(2):
         async with http.get(gw.url, headers=both) as response:
-            assert response.headers["X-In-Call"].split()[0] == expected
+            identity, user, _ = response.headers["X-In-Call"].split()
+            assert user == expected
+            # What is made for such a request is for neither of them alone.
+            assert users_of(identity) == ["of-session", "of-token"]
     async with http.get(gw.url, headers={"Cookie": f"session={session}"}) as response:
         assert response.headers["X-In-Call"].split()[0] == "of-session"
     async with http.get(gw.url, headers=bearer(token_with(sub="of-token"))) as response:
