@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from gateway.console import settings
-from gateway.plugin import Request
+from gateway.plugin import Request, users_of
 from gateway.store import Redis
 from gateway.store.link import LinkOptions
 from plugins.session import create_session_async
