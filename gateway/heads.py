@@ -17,20 +17,23 @@ MAX_HEADS: Final = 4096
 MAX_HEAD_BYTES: Final = 2048
 # Where the hashes of heads stand that came once.
 SEEN: Final = 4096
+# Once it is full, one newcomer of so many gets the place of the oldest.
+ADMITTED: Final = 8
 
 
 class Heads:
-    """A bounded map of raw heads to what they mean; the oldest leaves first.
+    """A bounded map of raw heads to what they mean.
 
     Only what comes a second time is taken in, so that heads which differ each time (a trace id) cost no memory and
     push nothing out.
     """
 
-    __slots__ = ("_heads", "_seen", "get")
+    __slots__ = ("_heads", "_newcomers", "_seen", "get")
 
     def __init__(self) -> None:
         self._heads: OrderedDict[bytes, Head] = OrderedDict()
         self._seen = [0] * SEEN
+        self._newcomers = 0
         self.get = self._heads.get
 
     def __repr__(self) -> str:
@@ -53,5 +56,10 @@ class Heads:
             self._seen[slot] = number
             return
         if len(self._heads) >= MAX_HEADS:
+            # More clients in turn than there is room for would push each other out, each just before it comes again.
+            # So only some newcomers get a place, and most of those that are here stay.
+            self._newcomers += 1
+            if self._newcomers % ADMITTED:
+                return
             self._heads.popitem(last=False)
         self._heads[raw] = head

@@ -50,16 +50,28 @@ def test_heads_that_never_come_again_push_nothing_out() -> None:
 
 def test_their_number_and_their_size_are_bounded() -> None:
     heads, head = Heads(), Head()
-    for number in range(MAX_HEADS + 100):
+    for number in range(2 * MAX_HEADS):
         for _ in range(2):
             heads.put(b"%d" % number, head)
     assert len(heads) == MAX_HEADS
-    assert heads.get(b"0") is None
-    assert heads.get(b"%d" % (MAX_HEADS + 99)) is head
     for size, kept in ((MAX_HEAD_BYTES, True), (MAX_HEAD_BYTES + 1, False)):
+        heads = Heads()
         for _ in range(2):
             heads.put(b"x" * size, head)
         assert (heads.get(b"x" * size) is not None) == kept
+
+
+def test_most_stay_when_more_come_in_turn_than_there_is_room_for() -> None:
+    heads, head = Heads(), Head()
+    raws = [b"%d" % number for number in range(MAX_HEADS + MAX_HEADS // 2)]
+    for _ in range(3):
+        for raw in raws:
+            if heads.get(raw) is None:
+                heads.put(raw, head)
+                heads.put(raw, head)
+    assert sum(heads.get(raw) is not None for raw in raws) == MAX_HEADS
+    hits = sum(heads.get(raw) is not None or heads.put(raw, head) is not None for raw in raws)
+    assert hits > len(raws) / 2
 
 
 @given(st.lists(st.integers(0, 3 * SEEN), max_size=200))

@@ -13,6 +13,7 @@ from multidict import CIMultiDict
 from gateway.plugin import HIT, MISS, PASS, STALE, Response, problem
 from plugins.cache.entry import Entry
 from plugins.cache.facts import Facts
+from plugins.cache.keys import Place
 from plugins.cache.policy import not_modified
 
 NAME: Final = "gateway"
@@ -22,20 +23,20 @@ WORDS: Final = {HIT: "HIT", STALE: "STALE", MISS: "MISS", PASS: "BYPASS"}
 _NAME: Final = NAME.encode()
 
 
-def hit(entry: Entry, now: float) -> Response:
-    """A fresh answer. The three lines we add change once a second; in between they are bytes already."""
+def hit(entry: Entry, now: float, place: Place) -> Response:
+    """A fresh answer. The three lines we add change once a second; in between they are bytes already, at its place."""
     second = int(now)
-    if entry.shown_at != second:
+    if place.shown_at != second or place.shown_of is not entry.head:
         plan = entry.plan
-        entry.shown = b"%bAge: %d\r\nX-Cache: HIT\r\nCache-Status: %b%b; hit; ttl=%d\r\n" % (
+        place.shown = b"%bAge: %d\r\nX-Cache: HIT\r\nCache-Status: %b%b; hit; ttl=%d\r\n" % (
             entry.head,
             max(0, int(now - plan.born)),
             entry.prior.encode("utf-8", "surrogateescape"),
             _NAME,
             plan.expires - now,
         )
-        entry.shown_at = second
-    return Response.prebuilt(entry.status, entry.shown, entry.names, entry.body, outcome=HIT, reason=entry.reason)
+        place.shown_at, place.shown_of = second, entry.head
+    return Response.prebuilt(entry.status, place.shown, entry.names, entry.body, outcome=HIT, reason=entry.reason)
 
 
 def served(entry: Entry, facts: Facts, now: float, outcome: str, detail: str) -> Response:

@@ -65,8 +65,6 @@ class Entry:
         "proof",
         "proven",
         "reason",
-        "shown",
-        "shown_at",
         "status",
         "tags",
     )
@@ -93,12 +91,10 @@ class Entry:
         self.tags = tags
         self.reason = reason
         self.prior = prior
-        # Of this worker's copy: what its generations were when they were last found unchanged, at which state of the
-        # mirror that was, and what its answers' header is in the second `shown_at`.
-        self.proof: list[bytes | None] | None = None
+        # Of this worker's copy: at which state of the mirror its generations were found unchanged; without a mirror,
+        # what they were then.
         self.proven = -1
-        self.shown_at = -1
-        self.shown = b""
+        self.proof: list[bytes | None] | None = None
 
     def __repr__(self) -> str:
         return f"<Entry {self.status}, {len(self.body)} bytes, until {self.plan.expires:.0f}>"
@@ -235,6 +231,9 @@ def _entry(data: bytes, payload: memoryview) -> Entry:
         pieces.append(data[start : start + size])
         start += size
     reason, prior, names, vary, tags, head = pieces
+    # A worker keeps very many of these: times that are the same share one object.
+    stale_until = expires if stale_until == expires else stale_until
+    error_until = expires if error_until == expires else error_until
     return Entry(
         status,
         Plan(born, expires, stale_until, error_until, strict, _texts(vary)),

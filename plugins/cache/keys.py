@@ -24,7 +24,7 @@ from plugins.cache.wanted import Wanted
 
 # 160 bits: to find two requests with one key takes 2**80 tries.
 DIGEST_BYTES: Final = 20
-MAX_KNOWN: Final = 4096
+MAX_KNOWN: Final = 8192
 # Addresses of longer requests are not remembered: whoever sends them could fill the memory with them.
 MAX_KNOWN_TEXT: Final = 8192
 IMPLIED_PORTS: Final = frozenset({"80", "443"})
@@ -41,13 +41,17 @@ def digest(*parts: str) -> str:
 class Place:
     """Where one answer lies."""
 
-    __slots__ = ("_prefix", "digest", "entry", "lock")
+    __slots__ = ("_prefix", "digest", "entry", "lock", "shown", "shown_at", "shown_of")
 
     def __init__(self, prefix: str, name: str) -> None:
         self.digest = name
         self.entry = f"{prefix}:cache:{{{name}}}".encode()
         self.lock = f"{prefix}:lock:{{{name}}}".encode()
         self._prefix = prefix
+        # What the header of an answer from here was in the second `shown_at`, and of which one (see `answers.hit`).
+        self.shown = b""
+        self.shown_at = -1
+        self.shown_of = b""
 
     def __repr__(self) -> str:
         return f"<Place {self.digest[:8]}>"
@@ -134,6 +138,7 @@ def everything(prefix: str) -> bytes:
     return f"{prefix}:gen:all".encode()
 
 
+@lru_cache(1024)
 def of_route(prefix: str, name: str) -> bytes:
     """The generation of a route."""
     return f"{prefix}:gen:route:{digest('route', name)}".encode()

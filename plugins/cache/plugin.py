@@ -180,7 +180,7 @@ class Cache(Plugin):
         ):
             return None
         now = self.clock()
-        return hit(entry, now) if now < entry.plan.expires else None
+        return hit(entry, now, target.address) if now < entry.plan.expires else None
 
     async def __call__(self, request: Request, call_next: Handler) -> Response:
         target: Target = request.state[self.name]
@@ -223,7 +223,7 @@ class Cache(Plugin):
                 verdict = policy.judge(found.plan, visit.facts.asked, now)
                 if verdict == policy.FRESH:
                     if not visit.facts.conditions:
-                        return hit(found, now)
+                        return hit(found, now, visit.place)
                     return served(found, visit.facts, now, HIT, f"hit; ttl={found.plan.expires - now:.0f}")
                 if verdict == policy.STALE:
                     self._refresh(visit, request, call_next)

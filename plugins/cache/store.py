@@ -112,14 +112,14 @@ class Store:
         of an entry with tags, those must have been wanted too.
         """
         _, *values = found.value
-        if values == entry.proof:
-            pass
-        elif fingerprint(values) == entry.generations:
-            entry.proof = values
-        else:
-            return False
         if type(found) is Found:
+            if fingerprint(values) != entry.generations:
+                return False
             entry.proven = found.state
+        elif values != entry.proof:
+            if fingerprint(values) != entry.generations:
+                return False
+            entry.proof = values
         return True
 
     async def put(self, key: bytes, stored: Stored, ttl: float) -> None:
