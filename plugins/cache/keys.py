@@ -14,10 +14,11 @@ of a cluster.
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Iterable
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final
 
 from gateway.plugin import users_of
 from plugins.cache.wanted import Wanted
@@ -25,6 +26,7 @@ from plugins.cache.wanted import Wanted
 # 160 bits: to find two requests with one key takes 2**80 tries.
 DIGEST_BYTES: Final = 20
 MAX_KNOWN: Final = 8192
+ADMITTED: Final = 8
 # Addresses of longer requests are not remembered: whoever sends them could fill the memory with them.
 MAX_KNOWN_TEXT: Final = 8192
 IMPLIED_PORTS: Final = frozenset({"80", "443"})
@@ -100,8 +102,28 @@ class Keys:
     def __init__(self, prefix: str, name: str) -> None:
         self.prefix = prefix
         self.name = name
-        self.address = lru_cache(MAX_KNOWN)(self.new_address)
+        self._known: OrderedDict[tuple[object, ...], Address] = OrderedDict()
+        self._newcomers = 0
         self.hot = f"{prefix}:hot".encode()
+
+    def __len__(self) -> int:
+        """How many addresses are remembered."""
+        return len(self._known)
+
+    def address(self, *asked: Any) -> Address:
+        """`new_address`, remembered."""
+        known = self._known
+        found = known.get(asked)
+        if found is None:
+            found = self.new_address(*asked)
+            if len(known) >= MAX_KNOWN:
+                # As in `gateway.heads`: those that are here mostly stay, however many others come in turn.
+                self._newcomers += 1
+                if self._newcomers % ADMITTED:
+                    return found
+                known.popitem(last=False)
+            known[asked] = found
+        return found
 
     def new_address(
         self,
