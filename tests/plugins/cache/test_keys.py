@@ -47,7 +47,7 @@ def test_two_requests_have_one_key_only_if_nothing_tells_them_apart(one: dict[st
     keys = Keys("gateway", "cache")
     # The identity itself is in `who`; beside it, it only says what a purge by user reaches.
     same = all(one[name] == other[name] for name in one if name != "identity")
-    assert (keys.address(**one).entry == keys.address(**other).entry) == same
+    assert (keys.new_address(**one).entry == keys.new_address(**other).entry) == same
 
 
 @given(lists, lists, lists, lists)
