@@ -226,6 +226,8 @@ class Server(web.Server):
         try:
             try:
                 response = await respond(request)
+                if not isinstance(response, Response):
+                    raise TypeError(f"a plugin has answered with {response!r}")
             except Exception as error:
                 response = self.failure(request, error)
             try:
