@@ -26,10 +26,12 @@ def users_of(identity: str) -> list[str]:
         return [identity]
     users, rest = [], identity[1:]
     while rest:
-        size, _, rest = rest.partition(":")
+        size, colon, rest = rest.partition(":")
+        if not colon or not size.isdecimal() or len(size) > 6 or int(size) > len(rest):
+            return [identity]  # a plugin's own, that only looks like one of ours
         users.append(rest[: int(size)])
         rest = rest[int(size) :]
-    return users
+    return users or [identity]
 
 
 class BodyTooLarge(Exception):

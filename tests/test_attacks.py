@@ -162,3 +162,15 @@ def test_an_identity_is_of_just_the_users_that_were_named(users: list[str]) -> N
     for user in reversed(users):
         request.speaks_for(user)
     assert request.identity == before
+
+
+@pytest.mark.parametrize(
+    "identity", ["&x", "&", "&1", "&1:", "&9:a", "&\u00b2:ab", "&-1:a", "&" + "9" * 5000 + ":a", "ada"]
+)
+def test_an_identity_that_only_looks_like_several_is_one(identity: str) -> None:
+    assert users_of(identity) == [identity]
+
+
+@given(st.text("&:12ab", max_size=12))
+def test_any_identity_can_be_asked_for_its_users(identity: str) -> None:
+    assert len(users_of(identity)) > 0
