@@ -165,6 +165,9 @@ def begin(
     if not 0 < len(user) <= MAX_USER:
         raise ValueError(f"a user's id has 1 to {MAX_USER} characters, this one has {len(user)}")
     session_id = secrets.token_urlsafe(ID_BYTES)
+    while session_id[0] == "-":
+        # A command line would take it for an option.
+        session_id = secrets.token_urlsafe(ID_BYTES)
     stored = layout.stored(session_id)
     expires = math.ceil(now + ttl)
     content = {

@@ -565,6 +565,12 @@ async def test_commands_list_show_and_revoke(run, redis_client):
     assert await redis_client.keys("*") == []
 
 
+def test_no_sessions_id_is_taken_for_an_option() -> None:
+    ids = [module.begin(LAYOUT, "alice", now=0.0).id for _ in range(1000)]
+    assert not [one for one in ids if one.startswith("-")]
+    assert len(set(ids)) == 1000
+
+
 async def test_commands_never_search_the_keyspace(run, redis_client):
     session = await create_session_async(redis_client, "alice")
     await redis_client.config_resetstat()
