@@ -162,7 +162,7 @@ class Connection(RequestHandler):
                 head = self._server.head(message)
             except BadRequest as error:
                 self._park()
-                self._short_task = self._loop.create_task(self._refuse(message, error))
+                self._short_task = self._loop.create_task(self._refuse(error))
                 return
             # A head ends with the first empty line: if that is there, and the end of what came, nothing is left in the
             # parser. Otherwise something may be, as when the line came in two pieces.
@@ -286,9 +286,9 @@ class Connection(RequestHandler):
             self._server.ended(request, response.status, size, response.outcome)
             self._end_short_way(taken and keep_alive)
 
-    async def _refuse(self, message: Any, error: BadRequest) -> None:
+    async def _refuse(self, error: BadRequest) -> None:
         try:
-            await self._server.refuse(self, message, error)
+            await self._server.refuse(self, error)
         finally:
             self._server.left()
             self._end_short_way(False)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from pydantic import BaseModel, ConfigDict
 
 from gateway.config import Seconds, Size
+from gateway.remembered import Remembered
 from gateway.request import BodyBroken, BodyTimeout, BodyTooLarge, Request, users_of
 from gateway.response import (
     FAILED,
@@ -64,6 +65,7 @@ __all__ = [
     "Redis",
     "RedisDown",
     "RedisError",
+    "Remembered",
     "Request",
     "Response",
     "Script",

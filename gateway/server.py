@@ -252,7 +252,7 @@ class Server(web.Server):
         keep_alive = keep_alive and not self.draining
         return await send(connection, request, response, keep_alive=keep_alive, send_timeout=self.table.send_timeout)
 
-    async def refuse(self, connection: Connection, message: Any, error: BadRequest) -> bool:
+    async def refuse(self, connection: Connection, error: BadRequest) -> bool:
         """400 for a request that was parsed but is ambiguous; the connection is closed."""
         await connection.send_problem(problem(400, "Bad request", f"{str(error).capitalize()}."))
         return False
@@ -264,7 +264,7 @@ class Server(web.Server):
             request = self.request(connection, self.head(message))
             self._complete(request, connection, message, base._payload)
         except BadRequest as error:
-            return Done(await self.refuse(connection, message, error))
+            return Done(await self.refuse(connection, error))
         except BodyTooLarge:
             await connection.send_problem(
                 problem(413, "Content too large", f"The body is longer than {self.table.max_body} bytes.")

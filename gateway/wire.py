@@ -73,12 +73,31 @@ def send_whole(protocol: Any, request: Request | Head, response: Response, body:
     transport = protocol.transport
     if transport is None:
         raise ConnectionResetError("the client has gone")
-    status = response.status
-    line = OK if status == 200 and response.reason in PLAIN_OK else status_line(status, response.reason)
-    if status in NO_BODY or request.method == "HEAD":
+    if response.status in NO_BODY or request.method == "HEAD":
         framing, body = _bodiless(response, body), b""
     else:
         framing = b"Content-Length: %d\r\n" % len(body)
+    head = _head(request, response, framing, keep_alive)
+    if len(body) <= ONE_PIECE_BYTES:
+        piece = b"".join((*head, body))
+        transport.write(piece)
+        return len(piece)
+    whole_head = b"".join(head)
+    transport.writelines((whole_head, body))
+    return len(whole_head) + len(body)
+
+
+def _head(request: Request | Head, response: Response, framing: bytes, keep_alive: bool) -> tuple[bytes, ...]:
+    """An answer's head in pieces.
+
+    Args:
+        framing: its lines that say how long the body is.
+
+    Raises:
+        Unsendable: it has a control character.
+    """
+    status = response.status
+    line = OK if status == 200 and response.reason in PLAIN_OK else status_line(status, response.reason)
     if not keep_alive:
         framing += CLOSE
     elif request.version < VERSION_11:
@@ -86,16 +105,9 @@ def send_whole(protocol: Any, request: Request | Head, response: Response, body:
     if not response.has(b"date"):
         framing += date_line()
     try:
-        lines = response.lines()
+        return (line, *response.lines(), framing, CRLF)
     except ValueError as error:
         raise Unsendable(str(error)) from error
-    if len(body) <= ONE_PIECE_BYTES:
-        piece = b"".join((line, *lines, framing, CRLF, body))
-        transport.write(piece)
-        return len(piece)
-    head = b"".join((line, *lines, framing, CRLF))
-    transport.writelines((head, body))
-    return len(head) + len(body)
 
 
 def _bodiless(response: Response, body: bytes) -> bytes:
@@ -143,18 +155,12 @@ async def send(protocol: Any, request: Request, response: Response, *, keep_aliv
     else:
         framing = CHUNKED
         chunked = True
-    if status != 101:
-        if not keep_alive:
-            framing += CLOSE
-        elif request.version < VERSION_11:
-            framing += KEEP_ALIVE
-    if not response.has(b"date"):
-        framing += date_line()
     try:
-        head = b"".join((status_line(status, response.reason), response.head(), framing, CRLF))
-    except ValueError as error:
+        # What becomes of the connection after a 101 is not HTTP's business any more.
+        head = b"".join(_head(request, response, framing, keep_alive or status == 101))
+    except Unsendable:
         await body.aclose()
-        raise Unsendable(str(error)) from error
+        raise
     transport = protocol.transport
     if transport is None:
         await body.aclose()

@@ -16,7 +16,8 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.heads import MAX_HEAD_BYTES, MAX_HEADS, SEEN, Heads
+from gateway.heads import MAX_HEAD_BYTES, MAX_HEADS, Heads
+from gateway.remembered import SEEN
 from gateway.request import Head
 from tests.conftest import StartGateway
 from tests.harness import Gateway, UpstreamServer, eventually

@@ -19,6 +19,7 @@ from aiohttp import hdrs
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpResponseParser
 
+from gateway.remembered import Recurring
 from gateway.request import Request
 from gateway.upstream.fields import (
     NOTHING_TOLD,
@@ -33,8 +34,6 @@ from gateway.upstream.fields import (
 
 # Answers' heads of one upstream that are remembered; most change with `Date`, each second.
 MAX_REMEMBERED: Final = 512
-# Hashes of heads that came once.
-MAX_SEEN: Final = 4096
 # Bytes of a head that is remembered.
 MAX_REMEMBERED_BYTES: Final = 4096
 # Answers with these statuses have no body, whatever their length says.
@@ -184,8 +183,8 @@ class PlainHeads:
             HttpResponseParser, BaseProtocol(loop), loop, 0, response_with_body=False, auto_decompress=False, **limits
         )
         self._parser = self._new_parser()
-        self._known: dict[bytes, AnswerHead] = {}
-        self._seen: set[int] = set()
+        # Each newcomer is taken in: those of the last second do not come again.
+        self._known: Recurring[AnswerHead] = Recurring(MAX_REMEMBERED, MAX_REMEMBERED_BYTES, admitted=1)
 
     def read(self, head: bytes) -> AnswerHead | None:
         """The head of a plain answer; None if it is anything else, which the connection's own parser has to tell.
@@ -199,15 +198,8 @@ class PlainHeads:
         found = self._parse(head)
         if found is None or found.should_close:
             self._parser = self._new_parser()  # it may expect anything now
-        mark = hash(head)
-        if mark not in self._seen:
-            if len(self._seen) >= MAX_SEEN:
-                self._seen.clear()
-            self._seen.add(mark)
-        elif found is not None and len(head) <= MAX_REMEMBERED_BYTES:
-            if len(self._known) >= MAX_REMEMBERED:
-                self._known.clear()
-            self._known[head] = found
+        if found is not None:
+            self._known.put(head, found)
         return found
 
     def _parse(self, head: bytes) -> AnswerHead | None:

@@ -14,19 +14,17 @@ of a cluster.
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Iterable
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final
 
-from gateway.plugin import users_of
+from gateway.plugin import Remembered, users_of
 from plugins.cache.wanted import Wanted
 
 # 160 bits: to find two requests with one key takes 2**80 tries.
 DIGEST_BYTES: Final = 20
 MAX_KNOWN: Final = 8192
-ADMITTED: Final = 8
 # Addresses of longer requests are not remembered: whoever sends them could fill the memory with them.
 MAX_KNOWN_TEXT: Final = 8192
 IMPLIED_PORTS: Final = frozenset({"80", "443"})
@@ -102,8 +100,7 @@ class Keys:
     def __init__(self, prefix: str, name: str) -> None:
         self.prefix = prefix
         self.name = name
-        self._known: OrderedDict[tuple[object, ...], Address] = OrderedDict()
-        self._newcomers = 0
+        self._known: Remembered[tuple[object, ...], Address] = Remembered(MAX_KNOWN)
         self.hot = f"{prefix}:hot".encode()
 
     def __len__(self) -> int:
@@ -112,17 +109,10 @@ class Keys:
 
     def address(self, *asked: Any) -> Address:
         """`new_address`, remembered."""
-        known = self._known
-        found = known.get(asked)
+        found = self._known.get(asked)
         if found is None:
             found = self.new_address(*asked)
-            if len(known) >= MAX_KNOWN:
-                # As in `gateway.heads`: those that are here mostly stay, however many others come in turn.
-                self._newcomers += 1
-                if self._newcomers % ADMITTED:
-                    return found
-                known.popitem(last=False)
-            known[asked] = found
+            self._known.put(asked, found)
         return found
 
     def new_address(

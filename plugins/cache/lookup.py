@@ -67,17 +67,8 @@ class Target:
         self.plain = bypass is None and not facts.asked and not facts.conditions
         """Nothing special is asked for: what is stored and fresh is the answer."""
 
-    def still(self, request: Request) -> bool:
-        """Whether it is what this request wants."""
-        return (
-            (self.shared or self.identity == request.identity)
-            and self.target == request.target
-            and self.host == request.host
-            and self.scheme == request.scheme
-        )
-
     def fits(self, request: Request, identity: str | None) -> bool:
-        """Whether it is what a request with the same head wants that may come from somebody else."""
+        """Whether it is what this request wants if it speaks for this identity."""
         return (
             (self.shared or self.identity == identity)
             and self.scheme == request.scheme

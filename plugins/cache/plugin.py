@@ -163,7 +163,7 @@ class Cache(Plugin):
 
     def check(self, request: Request, reply: Any) -> Response | Later | None:
         target: Target = request.state[self.name]
-        if not target.still(request):
+        if not target.fits(request, request.identity):
             return LATER  # it was asked for somebody else, or plugins before this one have changed the request
         entry = reply
         if type(reply) is list:

@@ -10,6 +10,7 @@ from aiohttp.http import HttpResponseParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.remembered import SEEN
 from gateway.upstream import heads
 from gateway.upstream.fields import END_TO_END, NOT_SENT
 from gateway.upstream.heads import PlainHeads, RequestHeads
@@ -297,15 +298,15 @@ def test_what_is_not_plain_is_left_to_the_connections_own_parser(plain, answer):
         assert told(plain.read(ok)) == (200, "OK", VIA, (b"via",), 2, False), "and confuses no other answer"
 
 
-def test_only_so_many_heads_of_answers_are_remembered_and_only_what_came_twice(plain, monkeypatch):
+async def test_only_so_many_heads_of_answers_are_remembered_and_only_what_came_twice(monkeypatch):
     monkeypatch.setattr(heads, "MAX_REMEMBERED", 10)
-    monkeypatch.setattr(heads, "MAX_SEEN", 20)
+    plain = PlainHeads(VIA, LIMITS, asyncio.get_running_loop())
     for number in range(100):
         answer = b"HTTP/1.1 200 OK\r\nETag: %d\r\nContent-Length: 2\r\n\r\n" % number
         assert plain.read(answer) is not plain.read(answer), "once is not worth it"
         assert plain.read(answer) is plain.read(answer)
         assert len(plain._known) <= 10
-        assert len(plain._seen) <= 20
+        assert len(plain._known._seen) == SEEN
     long = b"HTTP/1.1 200 OK\r\nETag: " + b"a" * 5000 + b"\r\nContent-Length: 2\r\n\r\n"
     assert [told(plain.read(long)) for _ in range(3)] == [told(plain.read(long))] * 3
-    assert long not in plain._known
+    assert plain._known.get(long) is None
