@@ -216,10 +216,12 @@ class Link:
 
     async def _keep(self, first: asyncio.Future[None]) -> None:
         failures = 0
-        while True:
+        while not self._closing:
             self._lost = asyncio.Event()
             try:
-                await asyncio.wait_for(self._connect(), CONNECT_SECONDS)
+                # Not wait_for: in Python 3.11 it loses a `stop` that comes in the moment of a failure.
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await self._connect()
             except (OSError, TimeoutError, RedisError, ClientError, ValueError) as error:
                 why = str(error) or "no answer in time"
                 self._drop(why)

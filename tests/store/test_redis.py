@@ -259,12 +259,10 @@ async def test_a_stopped_server_costs_the_timeout_and_then_nothing(make: MakeSto
     with pytest.raises(RedisTimeout):
         await store.ask("GET", "k")
     assert time.monotonic() - started < 0.3
-    await eventually(lambda: not store.up, within=2)
+    await eventually(lambda: not any(link.up for link in store.links), within=2)
     assert len(store.mirror) == 0, "what was read may have been withdrawn meanwhile"
-    started = time.monotonic()
-    with pytest.raises(RedisDown):
-        await store.ask("GET", "k")
-    assert time.monotonic() - started < 0.05
+    answer = store.ask("GET", "k")
+    assert answer.ready and isinstance(answer.error, RedisDown), "nobody waits for a server that is known to be away"
     own_valkey.resume()
     await eventually(lambda: store.up)
     assert await store.ask("PING") == b"PONG"
