@@ -1,4 +1,4 @@
-"""`gateway cache ...`: purge answers. Nothing here searches the keyspace."""
+"""`gateway cache purge`. Nothing here searches the keyspace."""
 
 from __future__ import annotations
 
@@ -10,15 +10,7 @@ import typer
 from gateway.console import open_console
 from plugins.cache.purge import Purge, parse_url
 
-commands = typer.Typer(name="cache", help="Purge stored answers.", no_args_is_help=True)
 
-
-@commands.callback()
-def group() -> None:
-    """Purge stored answers."""
-
-
-@commands.command()
 def purge(
     url: Annotated[
         list[str] | None,
