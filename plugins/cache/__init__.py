@@ -5,6 +5,7 @@ facts.py      what of a request matters
 keys.py       names of keys: no two different requests share one
 entry.py      what is stored, as bytes
 store.py      entries, locks and generations in Redis, read through the mirror
+target.py     what a request wants, worked out once for each head
 lookup.py     from a request to what is stored for it
 fetch.py      from the upstream into the store
 stampede.py   one fetch at a time, in the worker and in the fleet

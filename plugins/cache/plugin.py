@@ -34,9 +34,10 @@ from plugins.cache.entry import Entry, Uncacheable
 from plugins.cache.fetch import Errand, Fetcher
 from plugins.cache.hot import RANK, HotKeys
 from plugins.cache.keys import Keys, everything, of_route, of_url
-from plugins.cache.lookup import SAFE, Lookup, Scope, Target, Visit
+from plugins.cache.lookup import Lookup, Visit
 from plugins.cache.stampede import Flights
 from plugins.cache.store import SCRIPTS, Store
+from plugins.cache.target import SAFE, Scope, Target, Targets
 
 if TYPE_CHECKING:
     from gateway.plugin import Worker
@@ -113,9 +114,8 @@ class Cache(Plugin):
         self._store = Store(redis, lock_ttl=config.lock_ttl)
         self._hot = HotKeys(keys.hot, threshold=config.hot_threshold, shards=config.shards, clock=time.monotonic)
         self._flights = Flights(self._store, lock_ttl=config.lock_ttl, wait_timeout=config.wait_timeout)
-        self._lookup = Lookup(
-            self._store, keys, self._hot, scope=config.scope, credentials=config.credentials, clock=self._now
-        )
+        self._targets = Targets(keys, scope=config.scope, credentials=config.credentials)
+        self._lookup = Lookup(self._store, self._targets, self._hot, clock=self._now)
         self._fetcher = Fetcher(
             self._lookup,
             rules=policy.Rules(config.ttl, config.ttl_by_status, config.stale_while_revalidate, config.stale_if_error),
@@ -153,7 +153,7 @@ class Cache(Plugin):
                 return LATER
             identity = request.guess
         unknown = request.identity_pending and not request.early
-        target = request.state[self.name] = self._lookup.target(request, identity, unknown=unknown)
+        target = request.state[self.name] = self._targets.target(request, identity, unknown=unknown)
         if target.bypass is not None:
             return None
         if not self._hot.any:

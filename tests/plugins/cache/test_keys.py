@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from plugins.cache.facts import FactsReader
 from plugins.cache.keys import MAX_KNOWN_TEXT, Keys, digest, of_tag, of_url
-from plugins.cache.lookup import Lookup
+from plugins.cache.target import Targets
 
 text = st.text(st.characters(categories=("L", "N", "P", "S", "Cs")), max_size=8)
 lists = st.lists(text, max_size=5)
@@ -88,13 +87,13 @@ def test_a_url_is_purged_however_its_host_and_its_empty_query_are_spelled() -> N
 
 def test_addresses_of_long_requests_are_not_remembered() -> None:
     keys, reader = Keys("g", "cache"), FactsReader(("Cookie",))
-    lookup = Lookup(Any, keys, Any, scope="auto", credentials=("Cookie",), clock=time.time)  # type: ignore[arg-type]
+    targets = Targets(keys, scope="auto", credentials=("Cookie",))
     for number in range(50):
         request = SimpleNamespace(
             raw_headers=((b"Cookie", b"%d" % number + b"x" * MAX_KNOWN_TEXT),), state={}, identity=None, method="GET",
             route=SimpleNamespace(name="r"), scheme="http", host="h", target="/", body=None, upgrade=None,
             identity_pending=False, notes={},
         )  # fmt: skip
-        lookup.target(request, None, unknown=False)  # type: ignore[arg-type]
+        targets.target(request, None, unknown=False)  # type: ignore[arg-type]
     assert len(keys) == 0
     assert reader.read(request).size > MAX_KNOWN_TEXT  # type: ignore[arg-type]
