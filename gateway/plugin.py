@@ -32,6 +32,7 @@ from gateway.response import (
     REFUSED,
     STALE,
     Response,
+    Stream,
     header_line,
     problem,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "Script",
     "Seconds",
     "Size",
+    "Stream",
     "header_line",
     "problem",
     "users_of",
