@@ -3,13 +3,17 @@
 Each worker counts its reads with bounded memory and once a second adds its top to the fleet's ranking, a sorted set.
 What the ranking says is read more than `threshold` times a second is hot for a while: readers take turns over copies
 of it (`Place.shard`), which lie in other slots of a cluster. A copy that is missing is made from the entry itself.
+
+The ranking has digests, from which nobody can tell a URL. What they stand for lies in a hash beside it, for people to
+read: host and path, but no query, which may hold a secret.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from heapq import nlargest
-from typing import Final
+from typing import Any, Final, Protocol
 
 from gateway.plugin import Redis, Script
 
@@ -23,6 +27,26 @@ RANKING_SECONDS: Final = 10.0
 SETTLING_SECONDS: Final = 1.0
 # Longer than a ranking: what stays over the threshold stays hot.
 HOT_SECONDS: Final = 30.0
+MAX_SHOWN: Final = 200
+
+
+class Asked(Protocol):
+    """What a request is for."""
+
+    host: str
+    target: str
+
+
+def shown(asked: Asked) -> str:
+    """What a request is for, as everybody may see it: host and path, and that there is a query."""
+    path, mark, _ = asked.target.partition("?")
+    text = f"{asked.host}{path[:MAX_SHOWN]}{'…' if len(path) > MAX_SHOWN else ''}{'?…' if mark else ''}"
+    return text.encode("utf-8", "replace").decode()
+
+
+def names_of(ranking: bytes) -> bytes:
+    """The key of what a ranking's digests stand for, in the same slot."""
+    return b"{%b}:names" % ranking
 
 
 class Sketch:
@@ -43,15 +67,23 @@ class Sketch:
     def __repr__(self) -> str:
         return f"<Sketch {len(self._counts)} of {self._capacity}>"
 
-    def add(self, name: str) -> None:
-        """Count one. Constant time on average: what is taken away here was added before."""
+    def __contains__(self, name: str) -> bool:
+        return name in self._counts
+
+    def add(self, name: str) -> bool:
+        """Count one; whether it was not there before and is now.
+
+        Constant time on average: what is taken away here was added before.
+        """
         counts = self._counts
         if name in counts:
             counts[name] += 1
-        elif len(counts) < self._capacity:
+            return False
+        if len(counts) < self._capacity:
             counts[name] = 1
-        else:
-            self._counts = {other: count - 1 for other, count in counts.items() if count > 1}
+            return True
+        self._counts = {other: count - 1 for other, count in counts.items() if count > 1}
+        return False
 
     def take(self, number: int) -> list[tuple[str, int]]:
         """The most frequent ones with their counts; counting begins anew."""
@@ -75,8 +107,10 @@ class HotKeys:
         self._shards = shards
         self._clock = clock
         self._sketch = Sketch()
+        self._asked: dict[str, Asked] = {}
         self._until: dict[str, float] = {}
-        self._turn = 0
+        # Each has turns of its own: two that are read one after the other would share out the copies between them.
+        self._turns: dict[str, int] = {}
 
     def __repr__(self) -> str:
         return f"<HotKeys {len(self._until)} hot>"
@@ -89,16 +123,19 @@ class HotKeys:
         """Whether any key is hot."""
         return bool(self._until)
 
-    def count(self, name: str) -> None:
-        """One read of this key has gone to Redis."""
-        self._sketch.add(name)
+    def count(self, name: str, asked: Asked) -> None:
+        """One read of this key has gone to Redis, for a request of which `asked` tells what it was for."""
+        if self._sketch.add(name):
+            if len(self._asked) >= 2 * CAPACITY:
+                self._asked = {other: known for other, known in self._asked.items() if other in self._sketch}
+            self._asked[name] = asked
 
     def shard(self, name: str) -> int:
         """Which copy to read next: 0 is the entry itself, and all there is of a key that is not hot."""
         if name not in self._until:
             return 0
-        self._turn += 1
-        return self._turn % self._shards
+        turn = self._turns[name] = (self._turns.get(name, 0) + 1) % self._shards
+        return turn
 
     def shards(self, name: str) -> range:
         """The numbers of the copies to write beside the entry."""
@@ -111,18 +148,67 @@ class HotKeys:
             RedisError: Redis cannot tell.
         """
         top = self._sketch.take(REPORTED)
-        if self._shards < 2 or not (top or self._until):
+        asked, self._asked = self._asked, {}
+        if not (top or self._until):
             return
-        pairs = [part for pair in top for part in pair]
+        told = [part for name, count in top for part in (name, count, shown(asked[name]) if name in asked else "")]
         age, ranked = await redis.run(
-            RANK, [self._ranking], [int(RANKING_SECONDS * 1000), MAX_RANKED, REPORTED, *pairs]
+            RANK, [self._ranking, names_of(self._ranking)], [int(RANKING_SECONDS * 1000), MAX_RANKED, REPORTED, *told]
         )
         self.learn(max(SETTLING_SECONDS, age / 1000), [name.decode() for name in ranked[::2]], map(float, ranked[1::2]))
 
     def learn(self, seconds: float, names: Iterable[str], counts: Iterable[float]) -> None:
         """Take over what the ranking says after this many seconds."""
+        if self._shards < 2:
+            return
         now = self._clock()
         self._until = {name: until for name, until in self._until.items() if until > now}
+        self._turns = {name: turn for name, turn in self._turns.items() if name in self._until}
         for name, count in zip(names, counts, strict=True):
             if count / seconds >= self._threshold:
                 self._until[name] = now + HOT_SECONDS
+
+
+# -- for people to look at -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One line of the ranking."""
+
+    digest: str
+    url: str
+    """Host and path, without the query; empty where nobody has told."""
+    reads: int
+    """Reads of Redis since the ranking began, of the whole fleet."""
+    per_second: float
+
+
+async def ranking(redis: Any, key: bytes, limit: int) -> list[Ranked]:
+    """What the fleet reads most from Redis, the most first. A ranking is counted for 10 s and then begun anew.
+
+    Args:
+        redis: a client of redis.asyncio.
+        key: of the ranking.
+        limit: at most so many.
+
+    Raises:
+        redis.exceptions.RedisError: Redis cannot tell.
+    """
+    pipeline = redis.pipeline(transaction=False)
+    pipeline.zrange(key, 0, limit - 1, desc=True, withscores=True)
+    pipeline.pttl(key)
+    ranked, left = await pipeline.execute()
+    if not ranked:
+        return []
+    urls = await redis.hmget(names_of(key), [name for name, _ in ranked])
+    seconds = max(SETTLING_SECONDS, RANKING_SECONDS - max(left, 0) / 1000)
+    return [
+        Ranked(
+            name.decode("ascii", "replace"),
+            "" if url is None else url.decode("utf-8", "replace"),
+            int(count),
+            count / seconds,
+        )
+        for (name, count), url in zip(ranked, urls, strict=True)
+    ]

@@ -58,7 +58,7 @@ class Place:
 
     def shard(self, number: int) -> bytes:
         """The key of a copy, in another slot; number 0 is the entry itself."""
-        return self.entry if number == 0 else f"{self._prefix}:cache:{{{self.digest}#{number}}}".encode()
+        return self.entry if number == 0 else f"{self._prefix}:cache:{{{self.digest}#{number:02}}}".encode()
 
 
 class Address(Place):

@@ -100,7 +100,7 @@ class Lookup:
             self._count_trip(visit, before)
             stored = await answer
             if stored is not None and type(answer) is not Known:
-                self.hot.count(visit.place.digest)
+                self.hot.count(visit.place.digest, visit.target)
             found = await self._at(visit, visit.place, number, stored)
         return None if isinstance(found, Index) else found
 

@@ -169,7 +169,7 @@ class Cache(Plugin):
         if type(reply) is list:
             entry = reply[0]
             if entry is not None:
-                self._hot.count(target.address.digest)
+                self._hot.count(target.address.digest, target)
         if not target.plain or entry is None:
             return None
         # Most requests end here: nothing special is asked for, and what is stored is proven and fresh.
