@@ -18,16 +18,22 @@ from multidict import CIMultiDict
 from plugins.cache.policy import Plan
 
 MAGIC: Final = b"GC"
-VERSION: Final = 1
+VERSION: Final = 2
 ENTRY: Final = 1
 INDEX: Final = 2
 UNCACHEABLE: Final = 3
 
 _FRAME: Final = Struct(">2sBBI")
-# status, strict, born, expires, stale_until, error_until, generations,
+# status, flags, cost, the plan's times, generations, hard, part,
 # lengths of reason, prior, names, vary, tags and head
-_ENTRY: Final = Struct(">H?dddd16sHHIHII")
+_ENTRY: Final = Struct(">HBfdddddd16s16sQQqHHIHII")
+STRICT: Final = 1
+GZIP: Final = 2
+PART: Final = 4
 _TIME: Final = Struct(">d")
+_CODINGS: Final = {0: "", GZIP: "gzip"}
+UNKNOWN_LENGTH: Final = -1
+NO_PART: Final = (0, 0, UNKNOWN_LENGTH)
 NO_REASON: Final = 0xFFFF
 SEPARATOR: Final = "\n"
 NO_NAMES: Final[frozenset[bytes]] = frozenset()
@@ -39,6 +45,9 @@ MAX_TEXT: Final = 0xFFFE
 
 GENERATIONS_BYTES: Final = 16
 
+Part = tuple[int, int, int | None]
+"""Which bytes of a whole a 206 has: the first, the last, and how long the whole is (RFC 9110, section 14.4)."""
+
 
 class Entry:
     """A stored answer.
@@ -48,18 +57,26 @@ class Entry:
         plan: how long it is fresh, and what it varies on.
         head: its header lines as they are sent, without `Age`, `X-Cache` and `Cache-Status`.
         names: the lower-cased names in `head`.
-        body: its whole body.
-        generations: the fingerprint of the generations it was made under (see `store.fingerprint`).
+        body: its whole body, as `coding` says.
+        generations: the fingerprint of the generations it was made under (see `store`).
+        hard: the same of what a soft purge leaves as it is; if not given, the same.
         tags: what it can be purged by.
         reason: its reason phrase, if it had one.
         prior: the members of its `Cache-Status`, from caches before this one.
+        coding: "gzip" where the body was compressed to be stored, else "".
+        part: of a 206, what it has.
+        cost: seconds it took to fetch.
     """
 
     __slots__ = (
         "body",
+        "coding",
+        "cost",
         "generations",
+        "hard",
         "head",
         "names",
+        "part",
         "plan",
         "prior",
         "proof",
@@ -81,6 +98,10 @@ class Entry:
         tags: tuple[str, ...] = (),
         reason: str | None = None,
         prior: str = "",
+        hard: bytes | None = None,
+        coding: str = "",
+        part: Part | None = None,
+        cost: float = 0.0,
     ) -> None:
         self.status = status
         self.plan = plan
@@ -88,9 +109,13 @@ class Entry:
         self.names = names
         self.body = body
         self.generations = generations
+        self.hard = generations if hard is None else hard
         self.tags = tags
         self.reason = reason
         self.prior = prior
+        self.coding = coding
+        self.part = part
+        self.cost = cost
         # Of this worker's copy: at which state of the mirror its generations were found unchanged; without a mirror,
         # what they were then.
         self.proven = -1
@@ -155,14 +180,22 @@ def encode(stored: Stored) -> bytes:
     tags = SEPARATOR.join(stored.tags).encode("utf-8", "surrogateescape")
     if max(len(reason), len(prior), len(vary)) > MAX_TEXT:
         raise ValueError(f"a text of more than {MAX_TEXT} bytes")
+    first, last, complete = stored.part or NO_PART
     fixed = _ENTRY.pack(
         stored.status,
-        plan.strict,
+        (STRICT if plan.strict else 0) | (GZIP if stored.coding else 0) | (PART if stored.part else 0),
+        stored.cost,
         plan.born,
+        plan.refresh_from,
         plan.expires,
         plan.stale_until,
         plan.error_until,
+        plan.kept_until,
         stored.generations,
+        stored.hard,
+        first,
+        last,
+        UNKNOWN_LENGTH if complete is None else complete,
         NO_REASON if stored.reason is None else len(reason),
         len(prior),
         len(names),
@@ -205,12 +238,15 @@ def decode(data: Any) -> Stored | None:
 def _entry(data: bytes, payload: memoryview) -> Entry:
     (
         status,
-        strict,
+        flags,
+        cost,
         born,
-        expires,
-        stale_until,
-        error_until,
+        *times,
         generations,
+        hard,
+        first,
+        last,
+        complete,
         reason_size,
         prior_size,
         names_size,
@@ -231,12 +267,12 @@ def _entry(data: bytes, payload: memoryview) -> Entry:
         pieces.append(data[start : start + size])
         start += size
     reason, prior, names, vary, tags, head = pieces
-    # A worker keeps very many of these: times that are the same share one object.
-    stale_until = expires if stale_until == expires else stale_until
-    error_until = expires if error_until == expires else error_until
+    # A worker keeps very many of these: what is the same shares one object.
+    expires = times[1]
+    refresh_from, _, stale_until, error_until, kept_until = [expires if time == expires else time for time in times]
     return Entry(
         status,
-        Plan(born, expires, stale_until, error_until, strict, _texts(vary)),
+        Plan(born, refresh_from, expires, stale_until, error_until, kept_until, bool(flags & STRICT), _texts(vary)),
         head,
         _names(names),
         data[start:],
@@ -244,6 +280,10 @@ def _entry(data: bytes, payload: memoryview) -> Entry:
         tags=_texts(tags),
         reason=None if reason_size == NO_REASON else reason.decode("utf-8", "surrogateescape"),
         prior=prior.decode("utf-8", "surrogateescape") if prior else "",
+        hard=None if hard == generations else hard,
+        coding=_CODINGS[flags & GZIP],
+        part=(first, last, None if complete == UNKNOWN_LENGTH else complete) if flags & PART else None,
+        cost=cost,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from gateway.plugin import Request
-from plugins.cache.policy import NO_DIRECTIVES, Directives, parse_directives
+from plugins.cache.syntax import NO_DIRECTIVES, Directives, parse_directives
 
 MAX_KNOWN_NAMES: Final = 1024
 
@@ -55,7 +55,6 @@ _TELLING: Final = frozenset(
 _NOT_TELLING: Final = frozenset({b"user-agent", b"x-user-agent"})
 # An address in `Forwarded` (RFC 7239), as trusted proxies write it for each client.
 _NODES: Final = re.compile(r'(?:for|by)=(?:"[\[\]0-9A-Fa-f:._-]*"|[\w.-]+)', re.IGNORECASE | re.ASCII)
-CONDITIONS: Final = ("If-None-Match", "If-Modified-Since")
 # The gateway writes these itself, from what it knows of the client.
 WRITTEN_BY_GATEWAY: Final = frozenset({"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"})
 # Lists in which white space means nothing, and case neither. Not `Accept`: its parameters have rules of their own.

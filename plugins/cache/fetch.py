@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from email.utils import formatdate
+from random import random
 from typing import Any, Final
 
 from multidict import CIMultiDict
 
 from gateway.plugin import Handler, RedisError, Request, Response, header_line, problem
 from plugins.cache.answers import ADDED, members
+from plugins.cache.bodies import close, whole
+from plugins.cache.conditions import CONDITIONS, confirms, freshened, matches_head, validators
 from plugins.cache.entry import MAX_TAGS, MAX_TEXT, Entry, Index, Stored, fields_of
 from plugins.cache.entry import Uncacheable as Mark
-from plugins.cache.facts import CONDITIONS
 from plugins.cache.keys import Place
 from plugins.cache.lookup import Lookup, Visit
-from plugins.cache.policy import FRESH, MAX_VARY, Plan, Rules, judge, plan, shared_error, tags_of
-from plugins.cache.stampede import AGAIN, ALONE, FETCHED, FOUND, STALE, Landing
+from plugins.cache.policy import FRESH, Plan, Rules, control, ended, judge, left_out, only_once, plan, shared_error
+from plugins.cache.stampede import AGAIN, ALONE, FETCHED, FOUND, STALE, Answer, Landing
 from plugins.cache.store import INDEX_SECONDS, fingerprint
+from plugins.cache.syntax import MAX_VARY, tags_of
 
 logger = logging.getLogger("gateway.cache")
 
 # Requests for what cannot be stored do not wait for each other for this long.
 UNCACHEABLE_SECONDS: Final = 10.0
 COMPLAINT_PAUSE_SECONDS: Final = 10.0
-# Never kept from the client until it ends: it does not.
-ENDLESS: Final = "text/event-stream"
 
 
 class Fetcher:
@@ -41,6 +41,7 @@ class Fetcher:
         max_body: bytes; a longer body is not stored.
         patience: seconds; nor is one that takes longer to come.
         clock: seconds since 1970.
+        chance: a number between 0 and 1 at each call.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Fetcher:
         max_body: int,
         patience: float,
         clock: Callable[[], float],
+        chance: Callable[[], float] = random,
     ) -> None:
         self.lookup = lookup
         self.store = lookup.store
@@ -60,6 +62,7 @@ class Fetcher:
         self.max_body = max_body
         self.patience = patience
         self.clock = clock
+        self.chance = chance
         self._complained = -COMPLAINT_PAUSE_SECONDS
 
     def complain(self, error: Exception) -> None:
@@ -85,6 +88,7 @@ class Errand:
         self._request = request
         self._call_next = call_next
         self._changes = request.changes
+        self._status = 0  # what the upstream answered with
 
     async def look(self) -> Landing | None:
         """Whether another worker has stored something that will do."""
@@ -99,27 +103,26 @@ class Errand:
             return Landing(FOUND, self.place, entry=found) if fresh else None
         return Landing(AGAIN if isinstance(found, Index) else ALONE, self.place)
 
-    async def fetch(self, owner: str, since: int) -> Landing:
+    async def fetch(self, owner: str, since: int, answer: Answer) -> Landing:
         """Get the answer and store it if that is allowed; the lock is released either way."""
         store, request, clock = self._store, self._request, self._fetcher.clock
         # Before the fetch: what is purged while it lasts is not stored as if it was made afterwards.
         generations = await store.generations(self._visit.address.generations)
         self._changes = dict(request.changes)
-        for name in CONDITIONS:
-            # What is stored has to be whole; whether this client has it already is decided here.
-            request.remove_header(name)
         sent = clock()
         try:
-            response = await self._call_next(request)
+            response = await self._exchange()
         except Exception:
             if self._stale(clock()) is None:
                 raise
             return await self._failed(owner, None, None)
         received = clock()
         fields = fields_of(response.head())
+        failed = response.status >= 500
+        if failed and self._stale(received) is not None:
+            return await self._failed(owner, response, None)
         mine = self._visit.whose(request)
         made = self._plan(response, fields, sent, received) if mine else "identity"
-        failed = response.status >= 500
         body = None
         if failed or isinstance(made, Plan):
             try:
@@ -132,11 +135,12 @@ class Errand:
                 assert isinstance(response.body, bytes)
                 body = response.body
         if failed and isinstance(made, str):
-            vary = shared_error(fields, shared=not self._visit.who, authorized=self._authorized)
+            vary = shared_error(
+                fields, shared=not self._visit.who, authorized=self._authorized, rules=self._fetcher.rules
+            )
             entry = None
             if mine and vary is not None and body is not None:
-                over = Plan(received, received, received, received, True, vary)
-                entry = self._entry(response, fields, over, body, fingerprint(generations))
+                entry = self._entry(response, fields, only_once(received, vary), body, fingerprint(generations))
             return await self._failed(owner, response, entry)
         if isinstance(made, str) or body is None:
             return await self._uncacheable(owner, response, made if isinstance(made, str) else "body")
@@ -147,14 +151,75 @@ class Errand:
             # The answer is here: what cannot be done is to keep it.
             self._fetcher.complain(error)
             store.release(self.place, owner)
-            return Landing(ALONE, self.place, response=response, detail="detail=redis")
+            return self._landing(ALONE, self.place, response=response, detail="detail=redis")
         if tagged is None:
             store.release(self.place, owner)
-            return Landing(AGAIN, self.place, response=response, detail="detail=purged")
-        entry = self._entry(response, fields, made, body, fingerprint([*generations, *tagged]), tags)
+            return self._landing(AGAIN, self.place, response=response, detail="detail=purged")
+        entry = self._entry(response, fields, made, body, fingerprint([*generations, *tagged]), tags, received - sent)
         return await self._write(owner, response, entry)
 
     # -- inside ------------------------------------------------------------------------------------
+
+    async def _exchange(self) -> Response:
+        """The upstream's answer; where it confirms what is stored, that with the header brought up to date."""
+        request, stale = self._request, self._visit.stale
+        for name in CONDITIONS:
+            # What is stored has to be whole; whether this client has it already is decided here.
+            request.remove_header(name)
+        stored = stale.fields() if stale is not None else None
+        conditions = validators(stored) if stored is not None else {}
+        for name, value in conditions.items():
+            request.set_header(name, value)
+        response = await self._call_next(request)
+        if response.status != 304 or stale is None or stored is None or not conditions:
+            self._status = response.status
+            return response
+        if confirms(fields_of(response.head()), stored):
+            self._status = 304
+            return self._renewed(stale, response)
+        # It is about yet another answer: RFC 9111, section 4.3.4.
+        for name in conditions:
+            request.remove_header(name)
+        response = await self._call_next(request)
+        self._status = response.status
+        return response
+
+    async def head(self) -> Response:
+        """Have a HEAD answered; what that tells of the stored answer to a GET is kept (RFC 9111, section 4.3.5)."""
+        request, stale, clock = self._request, self._visit.stale, self._fetcher.clock
+        self._changes = dict(request.changes)
+        sent = clock()
+        response = await self._call_next(request)
+        received = clock()
+        if stale is None or response.status != stale.status or not self._visit.whose(request):
+            return response
+        if matches_head(fields_of(response.head()), response.length, stale.fields(), len(stale.body)):
+            renewed = self._renewed(stale, response)
+            fields = fields_of(renewed.head())
+            made = self._plan(renewed, fields, sent, received)
+            if isinstance(made, str):
+                return response
+            entry = self._entry(renewed, fields, made, stale.body, stale.generations, stale.tags, stale.cost)
+            entry.hard = stale.hard
+        else:
+            entry = stale
+            entry.plan = ended(stale.plan, received)
+        try:
+            place = self._place(entry.plan.vary)
+            await self._store.put(place.entry, entry, entry.plan.ends - received)
+        except (RedisError, ValueError) as error:
+            self._fetcher.complain(error)
+        return response
+
+    @staticmethod
+    def _renewed(stale: Entry, response: Response) -> Response:
+        """What is stored, with its header brought up to date by an answer without a body."""
+        head = freshened(stale.head, response.head())
+        names = frozenset(line.partition(b":")[0].lower() for line in head.split(b"\r\n") if line)
+        return Response.prebuilt(stale.status, head, names, stale.body, reason=stale.reason)
+
+    def _landing(self, how: str, place: Place, **more: Any) -> Landing:
+        return Landing(how, place, status=self._status, **more)
 
     @property
     def _authorized(self) -> bool:
@@ -173,6 +238,7 @@ class Errand:
             rules=fetcher.rules,
             sent=sent,
             received=received,
+            chance=fetcher.chance(),
         )
         if isinstance(made, Plan) and visit.index is not None:
             # Once variants are told apart by a field, they stay so: another answer may have left it out of `Vary`.
@@ -188,10 +254,14 @@ class Errand:
         body: bytes,
         generations: bytes,
         tags: tuple[str, ...] = (),
+        cost: float = 0.0,
     ) -> Entry:
+        rules = self._fetcher.rules
+        out = left_out(control(fields, rules).directives, rules, shared=not self._visit.who)
+        without = {*ADDED, *[name.encode("utf-8", "surrogateescape") for name in out]}
         lines = [line for line in response.head().split(b"\r\n") if line]
         named = [(line.partition(b":")[0].lower(), line) for line in lines]
-        kept = [(name, line) for name, line in named if name not in ADDED]
+        kept = [(name, line) for name, line in named if name not in without]
         head = b"".join([line + b"\r\n" for _, line in kept])
         names = [name for name, _ in kept]
         if "Date" not in fields:
@@ -208,11 +278,13 @@ class Errand:
             tags=tags,
             reason=response.reason,
             prior=members(fields),
+            cost=cost,
         )
 
     def _stale(self, now: float) -> Entry | None:
+        """What can be served in place of an error."""
         stale = self._visit.stale
-        return stale if stale is not None and now < stale.plan.error_until else None
+        return stale if stale is not None and stale.status < 500 and now < stale.plan.error_until else None
 
     async def _failed(self, owner: str, response: Response | None, entry: Entry | None) -> Landing:
         """An error: the stale answer instead, or the same error for all who wait, so that they do not all try."""
@@ -221,10 +293,11 @@ class Errand:
         if stale is not None:
             if response is not None:
                 await close(response)
-            return Landing(STALE, self.place, entry=stale)
+            return self._landing(STALE, self.place, entry=stale)
         if entry is None:
-            return Landing(ALONE, self.place, response=response)
-        return Landing(FETCHED, self._place(entry.plan.vary), entry=entry, response=response, names=entry.plan.vary)
+            return self._landing(ALONE, self.place, response=response)
+        names = entry.plan.vary
+        return self._landing(FETCHED, self._place(names), entry=entry, response=response, names=names)
 
     async def _uncacheable(self, owner: str, response: Response, why: str) -> Landing:
         """Let the others go, also those that come in the next seconds.
@@ -241,7 +314,7 @@ class Errand:
                 await self._store.write(self.place, owner, Mark(now + UNCACHEABLE_SECONDS), UNCACHEABLE_SECONDS)
             except RedisError as error:
                 self._fetcher.complain(error)
-        return Landing(ALONE, self.place, response=response, detail=f"detail={why}")
+        return self._landing(ALONE, self.place, response=response, detail=f"detail={why}")
 
     async def _write(self, owner: str, response: Response, entry: Entry) -> Landing:
         """Where the request finds it, and the index that leads there."""
@@ -271,82 +344,10 @@ class Errand:
             store.release(self.place, owner)
             detail = "detail=redis"
         response.body, response.length = entry.body, None
-        return Landing(FETCHED, place, entry=entry, response=response, names=names, detail=detail)
+        if entry.plan.expires <= now:
+            # It is there to be revalidated: who waits does that for himself.
+            return self._landing(AGAIN, place, response=response, detail=detail)
+        return self._landing(FETCHED, place, entry=entry, response=response, names=names, detail=detail)
 
     def _place(self, names: tuple[str, ...]) -> Place:
         return self._fetcher.lookup.place_of(self._visit, self._request, names, self._changes)
-
-
-class Resumed:
-    """A body whose first pieces were read already, and the next one perhaps is being read."""
-
-    __slots__ = ("_next", "_pieces", "_rest")
-
-    def __init__(self, pieces: list[bytes], rest: Any, coming: asyncio.Future[bytes] | None = None) -> None:
-        self._pieces = pieces[::-1]
-        self._rest = rest
-        self._next = coming
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._pieces:
-            return self._pieces.pop()
-        coming, self._next = self._next, None
-        piece: bytes = await (self._rest.__anext__() if coming is None else coming)
-        return piece
-
-    async def aclose(self) -> None:
-        self._pieces.clear()
-        if self._next is not None:
-            self._next.cancel()
-            await asyncio.gather(self._next, return_exceptions=True)
-        await self._rest.aclose()
-
-
-async def whole(response: Response, fields: CIMultiDict[str], limit: int, patience: float) -> bytes | None:
-    """An answer's body in one piece; None if it is longer than `limit` bytes or has no end, and stays a stream.
-
-    Args:
-        patience: seconds after which a body that still comes is passed on as it comes.
-
-    Raises:
-        Exception: the body broke off.
-    """
-    body: Any = response.body
-    if isinstance(body, bytes):
-        return body if len(body) <= limit else None
-    if (response.length or 0) > limit or fields.get("Content-Type", "").lower().startswith(ENDLESS):
-        return None
-    pieces: list[bytes] = []
-    size = 0
-    deadline = time.monotonic() + patience
-    coming: asyncio.Future[bytes] | None = None
-    try:
-        while True:
-            coming = asyncio.ensure_future(body.__anext__())
-            await asyncio.wait((coming,), timeout=max(0.0, deadline - time.monotonic()))
-            if not coming.done():
-                response.body = Resumed(pieces, body, coming)
-                return None
-            pieces.append(coming.result())
-            size += len(pieces[-1])
-            if size > limit:
-                response.body = Resumed(pieces, body)
-                return None
-    except StopAsyncIteration:
-        await body.aclose()
-    except BaseException:
-        if coming is not None and coming.cancel():
-            await asyncio.wait((coming,))
-        await body.aclose()
-        raise
-    response.body, response.length = b"".join(pieces), None
-    return response.body
-
-
-async def close(response: Response) -> None:
-    """An answer that nobody will send."""
-    if not isinstance(response.body, bytes):
-        await response.body.aclose()

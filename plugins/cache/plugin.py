@@ -6,9 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Final
-
-from pydantic import Field, StringConstraints
+from typing import TYPE_CHECKING, Any, Final
 
 from gateway.plugin import (
     HIT,
@@ -20,24 +18,23 @@ from gateway.plugin import (
     Handler,
     Later,
     Plugin,
-    PluginConfig,
     Redis,
     RedisError,
     Request,
     Response,
-    Seconds,
-    Size,
 )
 from plugins.cache import policy, stampede
-from plugins.cache.answers import hit, mark, not_stored, served
+from plugins.cache.answers import conditional, hit, mark, not_stored, served
+from plugins.cache.config import CacheConfig
 from plugins.cache.entry import Entry, Uncacheable
 from plugins.cache.fetch import Errand, Fetcher
 from plugins.cache.hot import RANK, HotKeys
+from plugins.cache.invalidation import changed_urls
 from plugins.cache.keys import Keys, everything, of_route, of_url
 from plugins.cache.lookup import Lookup, Visit
 from plugins.cache.stampede import Flights
 from plugins.cache.store import SCRIPTS, Store
-from plugins.cache.target import SAFE, Scope, Target, Targets
+from plugins.cache.target import SAFE, Target, Targets
 
 if TYPE_CHECKING:
     from gateway.plugin import Worker
@@ -49,8 +46,6 @@ MAX_LOOKS: Final = 3
 REPORT_SECONDS: Final = 1.0
 RENEW_SECONDS: Final = 600.0
 
-FieldName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$", max_length=100)]
-
 
 class Cache(Plugin):
     """Answers GET and HEAD from what is stored, as RFC 9111 allows; fetches what is missing once for the whole fleet.
@@ -59,47 +54,11 @@ class Cache(Plugin):
     none has, for those who send the same credentials; and for everybody where there are no credentials.
     """
 
-    class Config(PluginConfig):
-        ttl: Seconds = Field(
-            0.0, le=policy.MAX_LIFE, description="How long to keep what the upstream does not date; 0: not at all."
-        )
-        ttl_by_status: dict[int, Annotated[Seconds, Field(le=policy.MAX_LIFE)]] = Field(
-            default_factory=dict, description="The same for single statuses, errors too: { 404 = 10 }."
-        )
-        scope: Scope = Field(
-            "auto",
-            description='"auto": one copy for each identity or set of credentials; "user": nothing for requests'
-            ' without; "shared": one copy for all.',
-        )
-        credentials: tuple[FieldName, ...] = Field(
-            ("Cookie", "X-Api-Key"),
-            description="Request fields that tell whose a request is, beside Authorization, if no plugin has.",
-        )
-        stale_while_revalidate: Seconds = Field(
-            0.0, le=policy.MAX_LIFE, description="How long a stale answer may be served while a fresh one is fetched."
-        )
-        stale_if_error: Seconds = Field(
-            0.0, le=policy.MAX_LIFE, description="How long a stale answer may be served in place of an error."
-        )
-        max_body: Size = Field(1 << 20, description="Longer answers are not stored.")
-        tags: tuple[FieldName, ...] = Field(
-            ("Cache-Tag", "Surrogate-Key"), description="Fields of the upstream's answers with tags to purge by."
-        )
-        lock_ttl: Seconds = Field(
-            5.0, ge=0.1, le=300, description="A worker that dies while it fetches holds others up for this long."
-        )
-        wait_timeout: Seconds = Field(
-            5.0, description="A request waits this long for another's fetch, then it goes to the upstream itself."
-        )
-        hot_threshold: int = Field(
-            1000, ge=1, description="Reads of Redis a second, of the whole fleet, from which on a key is spread."
-        )
-        shards: int = Field(4, ge=1, le=64, description="How many copies such a key is spread over; 1: none.")
-
+    Config = CacheConfig
     on_redis_failure = "pass"
-    config: Config
+    config: CacheConfig
 
-    def __init__(self, config: Config, name: str) -> None:
+    def __init__(self, config: CacheConfig, name: str) -> None:
         super().__init__(config, name)
         self.clock: Callable[[], float] = time.time
         self._number = f"{name}.number"
@@ -118,7 +77,7 @@ class Cache(Plugin):
         self._lookup = Lookup(self._store, self._targets, self._hot, clock=self._now)
         self._fetcher = Fetcher(
             self._lookup,
-            rules=policy.Rules(config.ttl, config.ttl_by_status, config.stale_while_revalidate, config.stale_if_error),
+            rules=config.rules(),
             tags=config.tags,
             max_body=config.max_body,
             patience=config.wait_timeout,
@@ -190,23 +149,24 @@ class Cache(Plugin):
         return await self._serve(visit, request, call_next)
 
     async def _bypass(self, target: Target, request: Request, call_next: Handler) -> Response:
-        url = of_url(self._redis.prefix, request.host, request.target) if request.method not in SAFE else None
+        changing = request.method not in SAFE
         try:
             response = await call_next(request)
         except asyncio.CancelledError:
-            if url is not None:
+            if changing:
                 # The client has gone; what it wanted to change may be changed.
-                self._store.purge_later(url)
+                self._store.purge_later(of_url(self._redis.prefix, request.host, request.target))
             raise
         if request.upgrade is None:
             assert target.bypass is not None
             mark(response, PASS, target.bypass)
-        if url is not None and response.status < 400:
+        if changing and response.status < 400:
             # RFC 9111, section 4.4: whoever changed something sees the change.
-            try:
-                await self._store.purge(url)
-            except RedisError as error:
-                logger.warning("%s: a changed URL could not be purged yet: %s", self.name, error)
+            for host, path in changed_urls(request, response):
+                try:
+                    await self._store.purge(of_url(self._redis.prefix, host, path))
+                except RedisError as error:
+                    logger.warning("%s: a changed URL could not be purged yet: %s", self.name, error)
         return response
 
     async def _serve(self, visit: Visit, request: Request, call_next: Handler) -> Response:
@@ -226,6 +186,7 @@ class Cache(Plugin):
                         return hit(found, now, visit.place)
                     return served(found, visit.facts, now, HIT, f"hit; ttl={found.plan.expires - now:.0f}")
                 if verdict == policy.STALE:
+                    visit.stale = found
                     self._refresh(visit, request, call_next)
                     return served(found, visit.facts, now, STALE, f"hit; ttl={found.plan.expires - now:.0f}")
                 visit.stale = found
@@ -235,9 +196,11 @@ class Cache(Plugin):
             if "only-if-cached" in visit.facts.asked:
                 return not_stored()
             if request.method == "HEAD":
-                return await self._forward(request, call_next, why)
-            if "no-cache" in visit.facts.asked or why == "fwd=request":
-                return await self._reload(visit, request, call_next)
+                return await self._head(visit, request, call_next, why)
+            if visit.stale is not None and (why == "fwd=request" or visit.stale.plan.never_fresh):
+                return await self._alone(visit, request, call_next, why)
+            if "no-cache" in visit.facts.asked:
+                return await self._alone(visit, request, call_next, "fwd=request")
             response = await self._fetch(visit, request, call_next, why)
             if response is not None:
                 return response
@@ -276,29 +239,34 @@ class Cache(Plugin):
             place = self._lookup.place_of(visit, request, landing.names, request.changes)
         return landing.place.digest == place.digest and await self._lookup.usable(visit, entry)
 
-    async def _reload(self, visit: Visit, request: Request, call_next: Handler) -> Response:
+    async def _alone(self, visit: Visit, request: Request, call_next: Handler, why: str) -> Response:
         """A newer answer than what is stored, for everybody, unless somebody fetches one right now."""
         landing = await self._flights.now(Errand(self._fetcher, visit, request, call_next))
         if landing is None:
-            return await self._forward(request, call_next, "fwd=request")
+            return await self._forward(request, call_next, why)
         if landing.response is not None:
-            return self._first(landing, visit, "fwd=request")
+            return self._first(landing, visit, why)
         assert landing.entry is not None
-        return served(landing.entry, visit.facts, self.clock(), STALE, "fwd=request; detail=stale-if-error")
+        return served(landing.entry, visit.facts, self.clock(), STALE, f"{why}; detail=stale-if-error")
+
+    async def _head(self, visit: Visit, request: Request, call_next: Handler, why: str) -> Response:
+        """A HEAD that what is stored does not answer; its answer may bring that up to date."""
+        return mark(await Errand(self._fetcher, visit, request, call_next).head(), MISS, why)
 
     def _first(self, landing: stampede.Landing, visit: Visit, why: str) -> Response:
         """The answer of the one who has fetched it."""
         response, entry = landing.response, landing.entry
         assert response is not None
-        detail = f"{why}; fwd-status={response.status}{'; ' if landing.detail else ''}{landing.detail}"
+        status = landing.status or response.status
+        detail = f"{why}; fwd-status={status}{'; ' if landing.detail else ''}{landing.detail}"
         if entry is not None and visit.facts.conditions and response.status == 200:
             return served(entry, visit.facts, self.clock(), MISS, detail)
-        return mark(response, MISS, detail)
+        return mark(conditional(response, visit.facts), MISS, detail)
 
     def _refresh(self, visit: Visit, request: Request, call_next: Handler) -> None:
         """Fetch a fresh answer behind the client's back."""
-        if request.method == "GET" and self._flights.under_way(visit.place) is None:
-            self._flights.start(Errand(self._fetcher, visit, request, call_next), led=False)
+        if request.method == "GET" and visit.stale is not None:
+            self._flights.refresh(Errand(self._fetcher, visit, request, call_next), visit.stale)
 
     @staticmethod
     async def _forward(request: Request, call_next: Handler, detail: str) -> Response:

@@ -5,123 +5,62 @@ All times are seconds since 1970, all spans seconds.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_tz
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from multidict import CIMultiDict
 
-Directives = Mapping[str, str | None]
-"""The directives of `Cache-Control` by their lower-cased names; of a repeated one the first counts."""
-
-NO_DIRECTIVES: Final[Directives] = {}
+from plugins.cache.syntax import (
+    MAX_SECONDS,
+    NO_DIRECTIVES,
+    Directives,
+    joined,
+    names_of,
+    parse_age,
+    parse_date,
+    parse_directives,
+    parse_targeted,
+    seconds_of,
+    vary_names,
+)
 
 MAX_LIFE: Final = 24 * 3600.0
 """An answer is kept for at most this long, whatever the upstream says: a year of `max-age` is asked for once a day."""
 
-# RFC 9111, section 1.2.2: what is too large counts as 2**31.
-MAX_SECONDS: Final = 2**31
-MAX_VARY: Final = 16
-# Longer texts are not remembered: whoever sends them could fill the memory with them.
-MAX_KNOWN_TEXT: Final = 200
-
-# RFC 9110, section 15: what may be kept although the upstream says nothing, without the errors among them, which are
-# kept only if `ttl_by_status` names them.
+# RFC 9110, section 15.1: what may be kept although the upstream does not say for how long.
+HEURISTIC: Final = frozenset({200, 203, 204, 206, 300, 301, 308, 404, 405, 410, 414, 501})
+# For the configuration's `ttl`, errors are not among them: `ttl_by_status` names those.
 BY_DEFAULT: Final = frozenset({200, 203, 204, 300, 301, 308})
-# These need more than a cache that stores whole answers.
+# A 304 is about another answer, a 416 about one request's `Range`; parts (206) are not stored.
 NEVER: Final = frozenset({206, 304, 416})
 # Statuses whose caching rules are known here (RFC 9111, section 5.2.2.3).
-UNDERSTOOD: Final = frozenset({200, 203, 204, 300, 301, 302, 303, 307, 308, 404, 405, 410, 414, 501})
+UNDERSTOOD: Final = frozenset({200, 203, 204, 206, 300, 301, 302, 303, 307, 308, 404, 405, 410, 414, 501})
 
 # Section 4.2.4: with these a stale answer is not served; `s-maxage` leaves the upstream its own exceptions.
 NO_STALE: Final = frozenset({"must-revalidate", "proxy-revalidate"})
 STRICT: Final = NO_STALE | {"s-maxage"}
-
-# Clients choose these texts: every quantifier is possessive, so that none of them takes more than linear time.
-_QUOTED: Final = r'"(?:[^"\\]|\\.)*+"'
-_PART: Final = re.compile(rf'(?:[^",]++|{_QUOTED})*+', re.DOTALL)
-_DIRECTIVE: Final = re.compile(rf"\s*+([!#$%&'*+.^_`|~0-9A-Za-z-]++)(?:=({_QUOTED})\s*+|=([^\"]*+)|\s*+)", re.DOTALL)
-_ETAG: Final = re.compile(r'(?:W/)?("[^"]*")')
-_DIGITS: Final = re.compile(r"[0-9]+")
-
-
-def parse_directives(text: str) -> Directives:
-    """`Cache-Control` (RFC 9111, section 5.2). What cannot be read is left out."""
-    return _known_directives(text) if len(text) <= MAX_KNOWN_TEXT else _directives(text)
-
-
-def _directives(text: str) -> Directives:
-    found: dict[str, str | None] = {}
-    for part in _parts(text):
-        match = _DIRECTIVE.fullmatch(part)
-        if match is not None:
-            name, quoted, plain = match.groups()
-            value = quoted[1:-1] if quoted is not None else plain
-            found.setdefault(name.lower(), value if quoted is not None or value is None else value.strip())
-    return found
-
-
-_known_directives = lru_cache(maxsize=512)(_directives)
-
-
-def _parts(text: str) -> list[str]:
-    """What stands between commas, but for those in quotes."""
-    if '"' not in text:
-        return text.split(",")
-    parts: list[str] = []
-    start = 0
-    while start < len(text):
-        match = _PART.match(text, start)
-        assert match is not None
-        end = match.end()
-        if text[end : end + 1] == '"':
-            break  # it is never closed: from here on quotes say nothing
-        parts.append(match[0])
-        start = end + 1
-    return parts + text[start:].split(",")
-
-
-def seconds_of(directives: Directives, name: str) -> int | None:
-    """A directive's number of seconds; None where it is not there, 0 where it is not a number (section 4.2.1)."""
-    if name not in directives:
-        return None
-    value = directives[name]
-    if value is None or not (value.isascii() and _DIGITS.fullmatch(value)):
-        return 0
-    return min(int(value[:12]), MAX_SECONDS)
-
-
-def parse_date(text: str) -> float | None:
-    """An HTTP date in any of its three formats (RFC 9110, section 5.6.7), or None."""
-    return _known_date(text) if len(text) <= MAX_KNOWN_TEXT else None
-
-
-@lru_cache(maxsize=1024)
-def _known_date(text: str) -> float | None:
-    try:
-        parts = parsedate_tz(text)
-        if parts is None or parts[9]:
-            return None
-        return datetime(*parts[:6], tzinfo=UTC).timestamp()
-    except (ValueError, OverflowError, TypeError, IndexError):
-        return None
-
-
-# -- may it be stored, and for how long ------------------------------------------------------------
+# Section 3.5: with one of these an answer to a request with a credential may be given to others.
+FOR_ALL: Final = frozenset({"public", "s-maxage", "must-revalidate"})
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the configuration says about answers that say nothing."""
+    """What the configuration says; see `config.CacheConfig` for the meaning of each."""
 
     ttl: float = 0.0
     ttl_by_status: Mapping[int, float] = field(default_factory=dict)
+    ttl_by_content_type: Mapping[str, float] = field(default_factory=dict)
+    override: bool = False
+    jitter: float = 0.0
+    heuristic: float = 0.0
+    keep: float = 0.0
     stale_while_revalidate: float = 0.0
     stale_if_error: float = 0.0
+    targeted: tuple[str, ...] = ()
+    set_cookie: str = "refuse"
+    lead: float = 0.0
+    """For how many times its own `cost` before its end an answer may be refreshed early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +69,16 @@ class Plan:
 
     born: float
     """When it would have been made if its `Age` was 0 then: the clock minus this is its age (section 4.2.3)."""
+    refresh_from: float
+    """From then on a fresh one may be fetched early; it is fresh still."""
     expires: float
     """It is fresh before this."""
     stale_until: float
     """It may be served stale while a fresh one is fetched, before this (RFC 5861, section 3)."""
     error_until: float
     """It may be served in place of an error, before this (RFC 5861, section 4)."""
+    kept_until: float
+    """It may be revalidated before this."""
     strict: bool
     """A client cannot ask for it to be served stale."""
     vary: tuple[str, ...]
@@ -144,7 +87,71 @@ class Plan:
     @property
     def ends(self) -> float:
         """It is of no use from then on."""
-        return max(self.expires, self.stale_until, self.error_until)
+        return max(self.expires, self.stale_until, self.error_until, self.kept_until)
+
+    @property
+    def never_fresh(self) -> bool:
+        """It is only there to be revalidated, by each request for itself: what is fetched for one is not for others."""
+        return self.expires <= self.born
+
+
+def only_once(now: float, vary: tuple[str, ...]) -> Plan:
+    """For an answer that those who wait for it now may have, and nobody after them."""
+    return Plan(now, now, now, now, now, now, True, vary)
+
+
+def ended(kept: Plan, now: float) -> Plan:
+    """The plan of an answer that is known to be out of date: it can still be revalidated."""
+    return replace(
+        kept,
+        refresh_from=min(kept.refresh_from, now),
+        expires=min(kept.expires, now),
+        stale_until=min(kept.stale_until, now),
+        error_until=min(kept.error_until, now),
+    )
+
+
+# -- what the answer says --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What of an answer's header counts."""
+
+    directives: Directives
+    expires: str | None
+    """`Expires`, where it counts."""
+
+
+def control(fields: CIMultiDict[str], rules: Rules) -> Control:
+    """The directives that count: those of the first targeted field that is there and valid, else `Cache-Control`.
+
+    RFC 9213, section 2.2: next to a targeted field `Cache-Control` and `Expires` say nothing.
+    """
+    said = parse_directives(joined(fields, "Cache-Control"))
+    if rules.override:
+        # The upstream's word about time does not count; that an answer is one client's alone does.
+        return Control({"private": said["private"]} if "private" in said else NO_DIRECTIVES, None)
+    for name in rules.targeted:
+        if name in fields and (directives := parse_targeted(joined(fields, name))) is not None:
+            return Control(directives, None)
+    return Control(said, joined(fields, "Expires") if "Expires" in fields else None)
+
+
+def left_out(directives: Directives, rules: Rules, *, shared: bool) -> frozenset[str]:
+    """The lower-cased fields that are not stored with the answer (sections 3.1, 5.2.2.4 and 5.2.2.7)."""
+    names = names_of(directives.get("no-cache"))
+    if shared:
+        names |= names_of(directives.get("private"))
+    return names | {"set-cookie", "set-cookie2"} if rules.set_cookie == "strip" else names
+
+
+def is_common(directives: Directives) -> bool:
+    """Whether the upstream says that the answer is the same for all, whoever asks."""
+    return "public" in directives or "s-maxage" in directives
+
+
+# -- may it be stored, and for how long ------------------------------------------------------------
 
 
 def plan(
@@ -156,6 +163,7 @@ def plan(
     rules: Rules,
     sent: float,
     received: float,
+    chance: float = 0.0,
 ) -> Plan | str:
     """Whether and how the answer to a GET may be kept (RFC 9111, section 3).
 
@@ -165,29 +173,39 @@ def plan(
         authorized: the request carried a credential that is no cookie, or speaks for somebody.
         rules: for what the upstream does not say.
         sent, received: when the request left and when the answer's header was there.
+        chance: between 0 and 1, for the jitter.
 
     Returns:
         The plan, or in one word why it is not kept.
     """
-    directives = parse_directives(",".join(fields.getall("Cache-Control", ())))
+    said = control(fields, rules)
+    directives = said.directives
     if refusal := _refusal(status, fields, directives, shared=shared, authorized=authorized, rules=rules):
         return refusal
     vary = vary_names(fields)
     if vary is None:
         return "vary"
-    lifetime = freshness_lifetime(status, fields, directives, rules, received)
+    found = freshness_lifetime(status, fields, said, rules, received, chance)
     born = received - initial_age(fields, sent, received)
     last = received + MAX_LIFE
-    expires = min(born + lifetime, last)
+    always = "no-cache" in directives and directives["no-cache"] is None
+    expires = born if always else min(born + (found or 0.0), last)
+    validator = "ETag" in fields or "Last-Modified" in fields
+    windows = {**directives, "must-revalidate": None} if always else directives
     made = Plan(
         born=born,
+        refresh_from=min(expires, max(received, expires - rules.lead * (received - sent))),
         expires=expires,
-        stale_until=min(expires + _window(directives, "stale-while-revalidate", rules.stale_while_revalidate), last),
-        error_until=min(expires + _window(directives, "stale-if-error", rules.stale_if_error), last),
-        strict=not STRICT.isdisjoint(directives),
+        stale_until=min(expires + _window(windows, "stale-while-revalidate", rules.stale_while_revalidate), last),
+        error_until=min(expires + _window(windows, "stale-if-error", rules.stale_if_error), last),
+        # What the upstream says nothing about is not kept for that: nobody has asked for it to be stored.
+        kept_until=min(max(expires, received) + rules.keep, last) if validator and found is not None else expires,
+        strict=always or not STRICT.isdisjoint(directives),
         vary=vary,
     )
-    return made if made.ends > received else "not-fresh"
+    if found is None or made.ends <= received:
+        return "no-cache" if always else "not-fresh"
+    return made
 
 
 def _window(directives: Directives, name: str, default: float) -> float:
@@ -203,7 +221,7 @@ def _window(directives: Directives, name: str, default: float) -> float:
 def _refusal(
     status: int, fields: CIMultiDict[str], directives: Directives, *, shared: bool, authorized: bool, rules: Rules
 ) -> str | None:
-    if status < 200 or status in NEVER or (status >= 500 and status not in rules.ttl_by_status):
+    if status < 200 or status in NEVER:
         return "status"
     if "must-understand" in directives:
         # In its presence `no-store` is for caches that do not know the status (section 5.2.2.3).
@@ -211,48 +229,79 @@ def _refusal(
             return "must-understand"
     elif "no-store" in directives:
         return "no-store"
-    if "no-cache" in directives:
-        return "no-cache"
-    return _personal(fields, directives, shared=shared, authorized=authorized)
+    return _personal(fields, directives, shared=shared, authorized=authorized, rules=rules)
 
 
-def _personal(fields: CIMultiDict[str], directives: Directives, *, shared: bool, authorized: bool) -> str | None:
+def _personal(
+    fields: CIMultiDict[str], directives: Directives, *, shared: bool, authorized: bool, rules: Rules
+) -> str | None:
     """Why an answer is for the one who asked only, or None."""
-    if shared and "private" in directives:
+    if shared and "private" in directives and not names_of(directives["private"]):
         return "private"
-    if "Set-Cookie" in fields:
-        return "set-cookie"
-    if shared and authorized and {"public", "s-maxage", "must-revalidate"}.isdisjoint(directives):
+    if rules.set_cookie == "refuse" and "Set-Cookie" in fields:
+        # Not if the upstream names the field: then all but that is for others.
+        named = names_of(directives.get("no-cache")) | (names_of(directives.get("private")) if shared else frozenset())
+        if "set-cookie" not in named:
+            return "set-cookie"
+    if shared and authorized and FOR_ALL.isdisjoint(directives):
         return "authorization"
     return None
 
 
-def shared_error(fields: CIMultiDict[str], *, shared: bool, authorized: bool) -> tuple[str, ...] | None:
+def shared_error(fields: CIMultiDict[str], *, shared: bool, authorized: bool, rules: Rules) -> tuple[str, ...] | None:
     """The fields that an error varies on, if all who waited for the fetch may have it; else None."""
-    directives = parse_directives(",".join(fields.getall("Cache-Control", ())))
-    if _personal(fields, directives, shared=shared, authorized=authorized):
+    directives = control(fields, rules).directives
+    if _personal(fields, directives, shared=shared, authorized=authorized, rules=rules):
         return None
     return vary_names(fields)
 
 
 def freshness_lifetime(
-    status: int, fields: CIMultiDict[str], directives: Directives, rules: Rules, received: float
-) -> float:
-    """For how long it is fresh, counted from its birth (section 4.2.1)."""
+    status: int, fields: CIMultiDict[str], said: Control, rules: Rules, received: float, chance: float = 0.0
+) -> float | None:
+    """For how long it is fresh, counted from its birth (section 4.2.1); None where nobody says."""
+    directives = said.directives
     for name in ("s-maxage", "max-age"):
         seconds = seconds_of(directives, name)
         if seconds is not None:
             return seconds
-    expires = fields.get("Expires")
-    if expires is not None:
-        until = parse_date(expires)
+    if said.expires is not None:
+        until = parse_date(said.expires)
         if until is None:
             return 0.0  # such as "0": section 5.3
         date = parse_date(fields.get("Date", ""))
         return max(0.0, until - (received if date is None else date))
+    configured = _configured(status, fields.get("Content-Type", ""), rules)
+    if configured:
+        # What was fetched at the same time does not end at the same time.
+        return configured * (1.0 - rules.jitter * chance)
+    if "no-cache" in directives:
+        return 0.0
+    return _heuristic(status, fields, directives, rules, received)
+
+
+def _configured(status: int, content_type: str, rules: Rules) -> float:
     if status in rules.ttl_by_status:
         return rules.ttl_by_status[status]
-    return rules.ttl if status in BY_DEFAULT else 0.0
+    if status not in BY_DEFAULT:
+        return 0.0
+    kind = content_type.partition(";")[0].strip().lower()
+    for pattern, ttl in rules.ttl_by_content_type.items():
+        if kind == pattern or (pattern.endswith("/*") and kind.startswith(pattern[:-1])):
+            return ttl
+    return rules.ttl
+
+
+def _heuristic(
+    status: int, fields: CIMultiDict[str], directives: Directives, rules: Rules, received: float
+) -> float | None:
+    """A part of the time for which it has not changed (section 4.2.2)."""
+    if not rules.heuristic or (status not in HEURISTIC and "public" not in directives):
+        return None
+    modified = parse_date(fields.get("Last-Modified", ""))
+    date = parse_date(fields.get("Date", ""))
+    since = None if modified is None else (received if date is None else date) - modified
+    return since * rules.heuristic if since is not None and since > 0 else None
 
 
 def initial_age(fields: CIMultiDict[str], sent: float, received: float) -> float:
@@ -260,18 +309,8 @@ def initial_age(fields: CIMultiDict[str], sent: float, received: float) -> float
     date = parse_date(fields.get("Date", ""))
     # `Date` has whole seconds: what is left of the current one is no age.
     apparent = 0.0 if date is None else max(0.0, int(received) - date)
-    text = fields.get("Age", "").partition(",")[0].strip()
-    value = min(int(text[:12]), MAX_SECONDS) if text.isascii() and _DIGITS.fullmatch(text) else 0
+    value = parse_age(fields.get("Age", ""))
     return max(apparent, value + max(0.0, received - sent) if value else 0.0)
-
-
-def vary_names(fields: CIMultiDict[str]) -> tuple[str, ...] | None:
-    """The lower-cased names in `Vary`, sorted; None where nothing that is stored can ever match (section 4.1)."""
-    lines = fields.getall("Vary", None)
-    if lines is None:
-        return ()
-    names = {name.strip().lower().replace("_", "-") for name in ",".join(lines).split(",")} - {""}
-    return None if "*" in names or len(names) > MAX_VARY else tuple(sorted(names))
 
 
 # -- may it be used --------------------------------------------------------------------------------
@@ -308,27 +347,3 @@ def judge(kept: Plan, asked: Directives, now: float) -> str:
         if now - kept.expires <= (bound or 0):
             return STALE
     return EXPIRED
-
-
-def not_modified(conditions: Mapping[str, str], fields: CIMultiDict[str]) -> bool:
-    """Whether a stored 200 is what the client has already (RFC 9110, section 13.2.2; RFC 9111, section 4.3.2).
-
-    Args:
-        conditions: the request's `if-none-match` and `if-modified-since`, as far as it has them.
-        fields: the stored header fields.
-    """
-    wanted = conditions.get("if-none-match")
-    if wanted is not None:
-        if wanted.strip() == "*":
-            return True
-        own = _ETAG.fullmatch(fields.get("ETag", "").strip())
-        return own is not None and own[1] in _ETAG.findall(wanted)
-    since = parse_date(conditions.get("if-modified-since", ""))
-    modified = parse_date(fields.get("Last-Modified", "") or fields.get("Date", ""))
-    return since is not None and modified is not None and modified <= since
-
-
-def tags_of(fields: CIMultiDict[str], names: tuple[str, ...]) -> tuple[str, ...]:
-    """The tags in these fields, separated by commas (`Cache-Tag`) or spaces (`Surrogate-Key`)."""
-    found = [tag for name in names for line in fields.getall(name, ()) for tag in line.replace(",", " ").split()]
-    return tuple(dict.fromkeys(found))

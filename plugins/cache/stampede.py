@@ -9,16 +9,19 @@
                             there ─▶ land      gone ─▶ try the lock      neither ─▶ wait for a push
 
 A holder that dies holds others up for `lock_ttl` at most: the lock ends by itself. One that takes longer extends it. A
-flight is a task of its own: a client that leaves does not end the fetch that others wait for.
+flight is a task of its own: a client that leaves does not end the fetch that others wait for. Who started it may get
+his answer before its end: a large one, while it is being stored.
+
+A refresh of what is still served waits for nothing: if somebody else has the lock, he does it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from secrets import token_hex
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from gateway.plugin import RedisError, Response
 from plugins.cache.entry import Entry, Stored
@@ -34,7 +37,8 @@ MAX_FLIGHTS: Final = 1000
 FOUND: Final = "found"  # another worker has stored it meanwhile
 FETCHED: Final = "fetched"  # the answer can be shared, stored or not
 STALE: Final = "stale"  # the fetch failed; the stale answer will do
-ALONE: Final = "alone"  # it cannot be shared, or takes too long: each goes to the upstream
+ALONE: Final = "alone"  # it cannot be shared: each goes to the upstream
+LATE: Final = "late"  # another worker's fetch takes too long
 AGAIN: Final = "again"  # it lies elsewhere by now: look again
 
 
@@ -48,9 +52,10 @@ class Landing:
         response: what the one who fetched answers; nobody else may use it.
         names: the request fields that `place` depends on.
         detail: what the fetch came to, as parameters for `Cache-Status`.
+        status: what the upstream answered to this fetch, 304 among it; 0: nothing.
     """
 
-    __slots__ = ("detail", "entry", "how", "names", "place", "response")
+    __slots__ = ("detail", "entry", "how", "names", "place", "response", "status")
 
     def __init__(
         self,
@@ -61,6 +66,7 @@ class Landing:
         response: Response | None = None,
         names: tuple[str, ...] = (),
         detail: str = "",
+        status: int = 0,
     ) -> None:
         self.how = how
         self.place = place
@@ -68,9 +74,13 @@ class Landing:
         self.response = response
         self.names = names
         self.detail = detail
+        self.status = status
 
     def __repr__(self) -> str:
         return f"<Landing {self.how} {self.entry}>"
+
+
+Answer = Callable[[Landing], None]
 
 
 class Work(Protocol):
@@ -84,25 +94,43 @@ class Work(Protocol):
     async def landed(self, found: Stored | None) -> Landing | None:
         """Whether what Redis holds will do."""
 
-    async def fetch(self, owner: str, since: int) -> Landing:
+    async def fetch(self, owner: str, since: int, answer: Answer) -> Landing:
         """Get it; write it and release the lock.
 
         Args:
             owner: the lock's.
             since: when the lock was taken, in microseconds by Redis' clock.
+            answer: may be called once, with what the one who started the flight answers before its end.
         """
 
 
 class Flight:
-    """One flight, and whoever waits for it."""
+    """One flight, and whoever waits for it.
 
-    __slots__ = ("_closing", "_led", "_task")
+    Args:
+        closing: ends what nobody will send.
+        led: somebody takes its response with `lead`.
+    """
 
-    def __init__(self, task: asyncio.Task[Landing], closing: Callable[[Awaitable[None]], None], *, led: bool) -> None:
-        self._task = task
+    __slots__ = ("_answer", "_closing", "_led", "_task")
+
+    def __init__(self, closing: Callable[[Awaitable[None]], None], *, led: bool) -> None:
+        self._answer: asyncio.Future[Landing] = asyncio.get_running_loop().create_future()
         self._closing = closing
         self._led = led
-        task.add_done_callback(self._ended)
+
+    def begin(self, flying: Coroutine[Any, Any, Landing]) -> asyncio.Task[Landing]:
+        """Start."""
+        self._task = asyncio.get_running_loop().create_task(flying)
+        self._task.add_done_callback(self._ended)
+        return self._task
+
+    def answer(self, landing: Landing) -> None:
+        """Let the one who started it have his response now; the others go on waiting for the end."""
+        if self._led:
+            self._answer.set_result(landing)
+        else:
+            self._close(landing)
 
     async def land(self, timeout: float) -> Landing | None:
         """Its end; None if it has not come after `timeout` seconds. For those who did not start it.
@@ -114,25 +142,30 @@ class Flight:
         return self._task.result() if done else None
 
     async def lead(self) -> Landing:
-        """Its end, for the one who started it. If he leaves, the others get what they wait for.
+        """Its answer or its end, for the one who started it. If he leaves, the others get what they wait for.
 
         Raises:
             Exception: what the fetch raised.
         """
         try:
-            await asyncio.wait((self._task,))
+            await asyncio.wait((self._answer, self._task), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             self._led = False
-            if self._task.done():
+            if self._answer.done():
+                self._close(self._answer.result())
+            elif self._task.done():
                 self._ended(self._task)
             raise
-        return self._task.result()
+        return self._answer.result() if self._answer.done() else self._task.result()
 
     def _ended(self, task: asyncio.Task[Landing]) -> None:
-        if task.cancelled() or task.exception() is not None:
-            return
-        response = task.result().response
-        if not self._led and response is not None and not isinstance(response.body, bytes):
+        # Asked for its exception, so that one that nobody waits for is not complained about.
+        if not task.cancelled() and task.exception() is None and not self._led:
+            self._close(task.result())
+
+    def _close(self, landing: Landing) -> None:
+        response = landing.response
+        if response is not None and not isinstance(response.body, bytes):
             self._closing(response.body.aclose())
 
 
@@ -160,37 +193,31 @@ class Flights:
         """The flight that somebody has started for this place."""
         return self._flights.get(place.digest)
 
-    def start(self, work: Work, *, led: bool = True) -> Flight | None:
-        """Start one; None if there are too many.
+    def start(self, work: Work) -> Flight | None:
+        """Start one, which is to be led; None if there are too many."""
+        return self._launch(work.place, lambda flight: self._fly(work, flight.answer), led=True)
+
+    def refresh(self, work: Work, known: Entry) -> None:
+        """Start one for what is still served, unless there is one or there are too many.
 
         Args:
-            led: whether somebody will take its response with `Flight.lead`.
+            known: what is served. If there is another one by now nothing is fetched.
         """
-        name = work.place.digest
-        if len(self._flights) + self._alone >= MAX_FLIGHTS:
-            return None
-        task = asyncio.get_running_loop().create_task(self._fly(work))
-        flight = self._flights[name] = Flight(task, self._in_background, led=led)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: self._flights.pop(name, None))
-        return flight
+        if self.under_way(work.place) is None:
+            self._launch(work.place, lambda flight: self._refresh(work, known, flight.answer), led=False)
 
     async def now(self, work: Work) -> Landing | None:
-        """Fetch at once if nobody else does; None if somebody does, or there are too many fetches.
+        """Fetch at once if nobody else does; None if somebody does, or there are too many fetches. If the one who
+        called this leaves, the fetch goes on.
 
         Raises:
             RedisError: Redis cannot tell.
         """
-        if len(self._flights) + self._alone >= MAX_FLIGHTS:
+        flight = self._launch(None, lambda flight: self._reload(work, flight.answer), led=True)
+        if flight is None:
             return None
-        owner = token_hex(8)
-        self._alone += 1
-        try:
-            grant = await self._store.acquire(work.place, owner)
-            return await self._hold(work, owner, grant.time) if grant.owned else None
-        finally:
-            self._alone -= 1
+        landing = await flight.lead()
+        return None if landing.how == AGAIN and landing.response is None else landing
 
     async def stop(self) -> None:
         """End all flights; locks are given back."""
@@ -200,7 +227,53 @@ class Flights:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    async def _fly(self, work: Work) -> Landing:
+    def _launch(
+        self, place: Place | None, flying: Callable[[Flight], Coroutine[Any, Any, Landing]], *, led: bool
+    ) -> Flight | None:
+        """Start a flight; others can join it where it has a place."""
+        if len(self._flights) + self._alone >= MAX_FLIGHTS:
+            return None
+        flight = Flight(self._in_background, led=led)
+        task = flight.begin(flying(flight))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if place is None:
+            self._alone += 1
+            task.add_done_callback(self._one_less)
+        else:
+            name = place.digest
+            self._flights[name] = flight
+            task.add_done_callback(lambda _: self._flights.pop(name, None))
+        return flight
+
+    def _one_less(self, _: object) -> None:
+        self._alone -= 1
+
+    async def _reload(self, work: Work, answer: Answer) -> Landing:
+        owner = token_hex(8)
+        grant = await self._store.acquire(work.place, owner)
+        return await self._hold(work, owner, grant.time, answer) if grant.owned else Landing(AGAIN, work.place)
+
+    async def _refresh(self, work: Work, known: Entry, answer: Answer) -> Landing:
+        store, place = self._store, work.place
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._wait_timeout
+        owner = token_hex(8)
+        grant = await store.acquire(place, owner)
+        if grant.owned:
+            if isinstance(grant.found, Entry) and grant.found.plan != known.plan:
+                store.release(place, owner)
+                return Landing(AGAIN, place)
+            return await self._hold(work, owner, grant.time, answer)
+        # Whoever else comes for it here would ask for the lock again: he need not before its holder has ended.
+        while (left := deadline - loop.time()) > 0:
+            with store.watch(place) as watch:
+                if not await store.held(place):
+                    break
+                await watch.wait(min(left, self._lock_ttl))
+        return Landing(AGAIN, place)
+
+    async def _fly(self, work: Work, answer: Answer) -> Landing:
         store, place = self._store, work.place
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wait_timeout
@@ -211,7 +284,7 @@ class Flights:
                 # Between our look and our lock somebody may have fetched it.
                 landing = await work.landed(grant.found) if grant.found is not None else None
                 if landing is None:
-                    return await self._hold(work, owner, grant.time)
+                    return await self._hold(work, owner, grant.time, answer)
                 store.release(place, owner)
                 return landing
             again = True
@@ -222,16 +295,16 @@ class Flights:
                         return landing
                     left = deadline - loop.time()
                     if left <= 0:
-                        return Landing(ALONE, place, detail="detail=wait-timeout")
+                        return Landing(LATE, place, detail="detail=wait-timeout")
                     if not await store.held(place):
                         break
                     again = await watch.wait(min(left, self._lock_ttl))
 
-    async def _hold(self, work: Work, owner: str, since: int) -> Landing:
+    async def _hold(self, work: Work, owner: str, since: int, answer: Answer) -> Landing:
         """Fetch with the lock in hand."""
         keeper = asyncio.get_running_loop().create_task(self._extend(work.place, owner))
         try:
-            return await work.fetch(owner, since)
+            return await work.fetch(owner, since, answer)
         except BaseException:
             self._store.release(work.place, owner)
             raise

@@ -20,7 +20,7 @@ texts = st.binary(max_size=30).map(lambda data: data.replace(b"\n", b"").decode(
 entries = st.builds(
     Entry,
     st.integers(200, 599),
-    st.builds(Plan, times, times, times, times, st.booleans(), name_lists),
+    st.builds(Plan, times, times, times, times, times, times, st.booleans(), name_lists),
     st.binary(max_size=100),
     st.lists(names.map(str.encode), max_size=5).map(frozenset),
     st.binary(max_size=200),
@@ -28,6 +28,10 @@ entries = st.builds(
     tags=name_lists,
     reason=st.none() | texts,
     prior=texts,
+    hard=st.none() | st.binary(min_size=16, max_size=16),
+    coding=st.sampled_from(["", "gzip"]),
+    part=st.none() | st.tuples(st.integers(0, 2**40), st.integers(0, 2**40), st.none() | st.integers(0, 2**40)),
+    cost=st.floats(0, 1000, width=32),
 )
 stored = entries | st.builds(Index, name_lists, times) | st.builds(Uncacheable, times)
 
@@ -63,7 +67,7 @@ def test_garbage_is_not_an_entry(data: bytes) -> None:
 def test_another_version_is_not_an_entry() -> None:
     whole = bytearray(encode(Index(("a",), 0.0)))
     whole[2] = VERSION + 1
-    with pytest.raises(ValueError, match="version 2"):
+    with pytest.raises(ValueError, match="version 3"):
         decode(bytes(whole))
 
 
@@ -85,6 +89,6 @@ def test_an_unknown_kind_is_not_an_entry() -> None:
 
 
 def test_a_text_too_long_for_the_format_is_refused() -> None:
-    plan = Plan(0, 0, 0, 0, False, ())
+    plan = Plan(0, 0, 0, 0, 0, 0, False, ())
     with pytest.raises(ValueError, match="bytes"):
         encode(Entry(200, plan, b"", (), b"", prior="x" * 70_000))

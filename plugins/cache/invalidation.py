@@ -1,0 +1,34 @@
+"""What an unsafe request has changed (RFC 9111, section 4.4)."""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import urljoin, urlsplit
+
+from gateway.plugin import Request, Response
+
+# Fields of an answer that name what else the request has changed.
+_NAMING: Final = ("Location", "Content-Location")
+MAX_URL: Final = 8192
+
+
+def changed_urls(request: Request, response: Response) -> list[tuple[str, str]]:
+    """Host and target of what a successful unsafe request has changed: its own URL, and those its answer names.
+
+    Only on its own host: no upstream may empty another's entries.
+    """
+    found = [(request.host, request.target)]
+    base = f"{request.scheme}://{request.host}{request.target}"
+    for name in _NAMING:
+        value = response.get(name)
+        if value is None or len(value) > MAX_URL:
+            continue
+        try:
+            parts = urlsplit(urljoin(base, value.strip()))
+        except ValueError:
+            continue  # an answer may name what it likes; this is no URL
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        same = parts.scheme == request.scheme and parts.netloc.lower() == request.host
+        if same and (request.host, target) not in found:
+            found.append((request.host, target))
+    return found
