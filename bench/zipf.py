@@ -18,7 +18,6 @@ MIRROR_BYTES: Final = 8 << 20
 VALUE_BYTES: Final = 1024
 TIMES: Final = 10
 LEAST: Final = 0.95
-ABSENT: Final = object()
 
 
 def capacity(max_bytes: int = MIRROR_BYTES) -> int:
@@ -47,7 +46,7 @@ def hits(mirror: Mirror, reads: Iterable[int]) -> int:
     found = 0
     for number in reads:
         key = b"%09d" % number
-        if mirror.get(key, ABSENT) is ABSENT:
+        if mirror.get(key) is None:
             mirror.put(key, 0, VALUE_BYTES)
         else:
             found += 1

@@ -22,7 +22,8 @@ from aiohttp import web
 from gateway.config import Config
 from gateway.control import WorkerProcess
 from gateway.listen import Listeners
-from gateway.observe.metrics import CONTENT_TYPE, Metrics, Snapshot, render
+from gateway.observe.exposition import CONTENT_TYPE, render
+from gateway.observe.metrics import Metrics, Snapshot
 
 COLLECT_SECONDS: Final = 1.0
 """A worker that does not answer by then is shown as such."""

@@ -1,22 +1,15 @@
 """Counters of one process, and their sum over all of them as Prometheus reads it.
 
 Each worker counts by itself: a counter is an object with a `value`, and nobody but the worker's loop changes it, so
-there is no lock. The parent asks the workers for their `snapshot()`, adds them up with `merge` and writes them with
-`render`.
+there is no lock. The parent asks the workers for their `snapshot()`, adds them up with `merge` and shows them
+(`gateway.observe.exposition`).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
-
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
-
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 MAX_SERIES: Final = 2000
 """Most label combinations of one metric; those past it are counted together, each label being `other`."""
@@ -202,48 +195,3 @@ def _add(kind: str, one: Any, other: Any) -> Any:
     if kind == "ratio":
         return [one[0] + other[0], one[1] + other[1]]
     return one + other
-
-
-# -- Prometheus ----------------------------------------------------------------------------------
-
-
-class _Snapshots(Collector):
-    """A merged snapshot as prometheus_client takes it."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
-
-    def collect(self) -> Iterator[Metric]:
-        for name, family in self._snapshot.items():
-            yield _metric(name, family)
-
-
-def _metric(name: str, family: dict[str, Any]) -> Metric:
-    labels = family["labels"]
-    if family["kind"] == "counter":
-        counter = CounterMetricFamily(name, family["help"], labels=labels)
-        for values, value in family["series"]:
-            counter.add_metric(values, value)
-        return counter
-    if family["kind"] == "histogram":
-        histogram = HistogramMetricFamily(name, family["help"], labels=labels)
-        bounds = [*(str(float(bound)) for bound in family["bounds"]), "+Inf"]
-        for values, value in family["series"]:
-            below = 0
-            buckets = [(bound, below := below + count) for bound, count in zip(bounds, value["counts"], strict=True)]
-            histogram.add_metric(values, buckets, value["sum"])
-        return histogram
-    gauge = GaugeMetricFamily(name, family["help"], labels=labels)
-    for values, value in family["series"]:
-        if family["kind"] == "ratio":
-            over, under = value
-            value = over / under if under else 0.0
-        gauge.add_metric(values, value)
-    return gauge
-
-
-def render(snapshots: Iterable[Snapshot]) -> bytes:
-    """All snapshots added up, in Prometheus' text format."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshots(merge(snapshots)))
-    return generate_latest(registry)

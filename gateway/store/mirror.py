@@ -21,9 +21,11 @@ from array import array
 from collections.abc import Iterable
 from typing import Any, Final
 
+from gateway.store.answer import Known
+
 # What an entry takes beside the bytes of its key and its reply: objects, slots, the allocator's rounding. Measured as
 # growth of a process by 100,000 entries.
-ENTRY_OVERHEAD: Final = 300
+ENTRY_OVERHEAD: Final = 200
 # An answer or a session that a reply was parsed into takes more than the reply: it is an object of many small ones.
 OBJECT_OVERHEAD: Final = 500
 PLAIN: Final = frozenset({type(None), bytes, int})
@@ -32,6 +34,10 @@ PLAIN: Final = frozenset({type(None), bytes, int})
 # page is several requests at once, each of which reads the user's session.
 SMALL_SHARE: Final = 0.1
 PROVEN: Final = 3
+
+# Sizes are rounded up to these: entries share the number's object, which would take 32 bytes in each.
+SIZE_STEP: Final = 64
+SIZES: Final = tuple(range(0, 16 << 10, SIZE_STEP))
 
 # A remembered name takes 8 bytes, and there is place for one per KiB of the bound: 1/128 of it, not counted in `bytes`.
 BYTES_PER_NAME: Final = 1024
@@ -46,23 +52,27 @@ MERCY: Final = 100
 FREED_AT_ONCE: Final = 16
 
 
-class _Entry:
-    """A value and its place in a queue. The queue is a linked ring: what is withdrawn leaves from the middle."""
+class _Kept(Known):
+    """An answer and its place in a queue. The queue is a linked ring: what is withdrawn leaves from the middle.
 
-    __slots__ = ("key", "newer", "older", "queue", "reads", "size", "value")
+    It is the answer itself, and not something that holds it: there may be hundreds of thousands.
+    """
+
+    __slots__ = ("key", "newer", "older", "queue", "reads", "size")
 
     key: bytes
-    value: Any
     size: int
     reads: int
     queue: _Queue
-    older: _Entry
-    newer: _Entry
+    older: _Kept
+    newer: _Kept
 
     def unlink(self) -> None:
         older, newer = self.older, self.newer
         older.newer = newer
         newer.older = older
+        # Whoever still has the answer is not to hold its neighbours, and theirs.
+        del self.older, self.newer
         self.queue.bytes -= self.size
 
 
@@ -73,10 +83,10 @@ class _Queue:
 
     def __init__(self) -> None:
         self.bytes = 0
-        self.end = _Entry()
+        self.end = _Kept(None)
         self.end.older = self.end.newer = self.end
 
-    def append(self, entry: _Entry) -> None:
+    def append(self, entry: _Kept) -> None:
         end = self.end
         newest = end.older
         entry.queue = self
@@ -101,14 +111,14 @@ class Mirror:
         self.evictions = 0
         self.invalidations = 0
         """Grows with all that Redis withdraws, kept or not: while it stands still, nothing that was read changed."""
-        self._entries: dict[bytes, _Entry] = {}
+        self._entries: dict[bytes, _Kept] = {}
         self._small = _Queue()
         self._main = _Queue()
         self._small_bytes = int(SMALL_SHARE * max_bytes)
         # A name's place is its hash; what stands there is when it went (by `evictions`), and other bits of the hash.
         self._names = array("Q", bytes(8 * (max_bytes // BYTES_PER_NAME + 1)))
         # What `clear` left to be freed. It is there still, so it counts against the bound.
-        self._cleared: list[dict[bytes, _Entry]] = []
+        self._cleared: list[dict[bytes, _Kept]] = []
         self._cleared_bytes = 0
         self._watchers: dict[bytes, list[asyncio.Future[None]]] = {}
 
@@ -118,32 +128,29 @@ class Mirror:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: bytes, default: Any = None) -> Any:
-        """What was read, or `default`."""
+    def get(self, key: bytes) -> Known | None:
+        """The answer that was kept, or None."""
         entry = self._entries.get(key)
         if entry is None:
             self.misses += 1
-            return default
+            return None
         self.hits += 1
         if entry.reads < PROVEN:
             entry.reads += 1
-        return entry.value
+        return entry
 
     def put(self, key: bytes, value: Any, size: int) -> None:
         """Keep what a read has just returned. `size` is the reply's weight in bytes."""
         self.drop(key)
-        size += len(key) + ENTRY_OVERHEAD
-        if type(value) not in PLAIN:
-            size += OBJECT_OVERHEAD
+        size = taken(key, value, size)
         if size > self.max_bytes:
             return
         if self._cleared:
             self._free(FREED_AT_ONCE)
         if self.bytes + self._cleared_bytes + size > self.max_bytes and not self._make_room(size):
             return
-        self._entries[key] = entry = _Entry()
+        self._entries[key] = entry = _Kept(value)
         entry.key = key
-        entry.value = value
         entry.size = size
         entry.reads = 0
         queue = self._main if self._remembers(key) else self._small
@@ -259,3 +266,12 @@ class Mirror:
                 self._cleared.pop()
                 if not self._cleared:
                     return
+
+
+def taken(key: bytes, value: Any, size: int) -> int:
+    """What an entry counts for, in bytes; see `Mirror.put`."""
+    size += len(key) + ENTRY_OVERHEAD
+    if type(value) not in PLAIN:
+        size += OBJECT_OVERHEAD
+    step = -(-size // SIZE_STEP)
+    return SIZES[step] if step < len(SIZES) else size

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import hiredis
 
-from gateway.store.answer import Answer, Down, Known, RedisDown, Reply
+from gateway.store.answer import Answer, Down, RedisDown, Reply
 from gateway.store.link import Link, LinkOptions, pack
 from gateway.store.mirror import Mirror
 from gateway.store.script import Script
@@ -183,8 +183,7 @@ class Redis:
         name = read.key
         mirrored = self.mirror.max_bytes
         if mirrored:
-            # What the mirror keeps is the answer itself: one object less for each read.
-            known: Known | None = self.mirror.get(name)
+            known = self.mirror.get(name)
             if known is not None:
                 return known
             reading = self._reading.get(name)
@@ -302,7 +301,7 @@ class _Reading(Reply):
         else:
             value = redis.parsed(self._parse, key, reply)
         if redis.mirror.max_bytes:
-            redis.mirror.put(key, Known(value), weight(reply))
+            redis.mirror.put(key, value, weight(reply))
         if not self.ready:
             self.value = value
             self._arrived()

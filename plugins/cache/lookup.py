@@ -99,7 +99,7 @@ class Lookup:
             answer = self.store.read(visit.place.shard(number))
             self._count_trip(visit, before)
             stored = await answer
-            if stored is not None and type(answer) is not Known:
+            if stored is not None and not isinstance(answer, Known):
                 self.hot.count(visit.place.digest, visit.target)
             found = await self._at(visit, visit.place, number, stored)
         return None if isinstance(found, Index) else found

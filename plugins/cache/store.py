@@ -100,7 +100,7 @@ class Store:
             return self._redis.gets(wanted.gets)
         state = self.state
         stored = self._redis.look(wanted.entry)
-        if type(stored) is Known and type(stored.value) is Entry and stored.value.proven == state:
+        if type(stored.value) is Entry and stored.value.proven == state:
             return stored
         found = Found([stored, *map(self._redis.look, wanted.generations)], state)
         if found.ready and found.error is None and type(entry := found.value[0]) is Entry and self.proves(found, entry):
@@ -309,7 +309,7 @@ class Store:
         if not self._mirrored:
             until = time.monotonic() + BELIEVED_SECONDS
             for name, answer, value in zip(asked.names, asked.answers, values, strict=True):
-                if type(answer) is not Known:
+                if not isinstance(answer, Known):
                     if len(self._believed) >= MAX_BELIEVED:
                         self._believed.clear()
                     self._believed[name] = (value, until)

@@ -205,7 +205,7 @@ class Session(Plugin):
                 return self._refuse(sent=self in request.answers)
             return None
         user = reply.user
-        if type(request.answers[self]) is not Known and request.guess != user:
+        if request.guess != user and not isinstance(request.answers[self], Known):
             self._remember(request.notes[self].key, user)
         request.speaks_for(user)
         request.changes.update(reply.changes)

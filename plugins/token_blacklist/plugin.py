@@ -26,17 +26,16 @@ from plugins._keys import KeyTemplate, halves
 from plugins.token_blacklist.tokens import (
     Malformed,
     NotValid,
-    Verifier,
     bearer_of,
     claims_of,
     id_of,
-    prepared_key,
     time_in,
     user_in,
 )
 
 if TYPE_CHECKING:
     from gateway.plugin import Worker
+    from plugins.token_blacklist.verifier import Verifier
 
 MAX_KNOWN_TOKENS: Final = 10_000
 MAX_LEEWAY: Final = 3600.0
@@ -129,6 +128,8 @@ class TokenBlacklist(Plugin):
             text = self.secret.get_secret_value() if self.secret is not None else self.public_key
             if text is None:
                 return None
+            from plugins.token_blacklist.verifier import Verifier, prepared_key
+
             algorithms = self.algorithms or ("HS256",)
             key = prepared_key(text, algorithms)
             return Verifier(key, algorithms, self.audience, self.issuer, self.leeway)

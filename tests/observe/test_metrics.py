@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.observe.metrics import MAX_SERIES, Metrics, Snapshot, merge, render
+from gateway.observe.exposition import render
+from gateway.observe.metrics import MAX_SERIES, Metrics, Snapshot, merge
 
 
 def samples(*snapshots: Snapshot) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
