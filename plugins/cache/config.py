@@ -64,6 +64,9 @@ class CacheConfig(PluginConfig):
     )
     # -- bounds
     max_body: Size = Field(1 << 20, description="Longer answers are not stored.")
+    compress_over: Size = Field(
+        0, description="Bodies from this size on are stored in gzip if that saves a tenth; 0: none (see BREACH)."
+    )
     tags: tuple[FieldName, ...] = Field(
         ("Cache-Tag", "Surrogate-Key"), description="Fields of the upstream's answers with tags to purge by."
     )
