@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from gateway.config import Seconds, Size
+from gateway.config import Network, Seconds, Size
 from gateway.remembered import Remembered
 from gateway.request import BodyBroken, BodyTimeout, BodyTooLarge, Request, users_of
 from gateway.response import (
@@ -59,6 +59,7 @@ __all__ = [
     "Handler",
     "Known",
     "Later",
+    "Network",
     "OnRedisFailure",
     "Plugin",
     "PluginConfig",

@@ -10,7 +10,11 @@ lookup.py     from a request to what is stored for it
 fetch.py      from the upstream into the store
 stampede.py   one fetch at a time, in the worker and in the fleet
 hot.py        keys that are read too often for one server
-purge.py      purging by generations
+generations.py  what answers are made under, and how that ends
+purge.py      what is to be purged: for commands, the admin API and requests
+purge_method.py  `PURGE`
+rules.py      what a change purges
+tags.py       what answers can be purged by
 answers.py    stored answers for the wire; X-Cache and Cache-Status
 plugin.py     the flow of a request
 """

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
-from gateway.plugin import PluginConfig, Seconds, Size
+from gateway.plugin import Network, PluginConfig, Seconds, Size
 from plugins.cache.policy import MAX_LIFE, Rules
+from plugins.cache.rules import Rules as PurgeRules
+from plugins.cache.tags import parse_templates
 from plugins.cache.target import Scope
 
 FieldName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$", max_length=100)]
 MediaType = Annotated[str, StringConstraints(pattern=r"^[a-z0-9!#$&^_.+-]+/([a-z0-9!#$&^_.+-]+|\*)$", max_length=200)]
 Life = Annotated[Seconds, Field(le=MAX_LIFE)]
+
+
+def _templates(texts: tuple[str, ...]) -> tuple[str, ...]:
+    parse_templates(texts)
+    return texts
+
+
+def _purge_rules(texts: tuple[str, ...]) -> tuple[str, ...]:
+    PurgeRules(texts)
+    return texts
 
 
 class CacheConfig(PluginConfig):
@@ -69,6 +81,16 @@ class CacheConfig(PluginConfig):
     )
     tags: tuple[FieldName, ...] = Field(
         ("Cache-Tag", "Surrogate-Key"), description="Fields of the upstream's answers with tags to purge by."
+    )
+    # -- purging
+    tag_templates: Annotated[tuple[str, ...], AfterValidator(_templates)] = Field(
+        (), max_length=32, description='Tags that answers get beside these, made of the request: ["product:{path.id}"].'
+    )
+    purge_rules: Annotated[tuple[str, ...], AfterValidator(_purge_rules)] = Field(
+        (), description='What a successful change purges: ["PUT|DELETE /products/{id} -> tag product:{path.id}"].'
+    )
+    purge_from: tuple[Network, ...] = Field(
+        (), description="Networks of clients that may send PURGE; without any it goes to the upstream."
     )
     # -- one fetch
     lock_ttl: Seconds = Field(

@@ -16,14 +16,16 @@ from gateway.plugin import Handler, RedisError, Request, Response, header_line, 
 from plugins.cache.answers import ADDED, members
 from plugins.cache.bodies import close, whole
 from plugins.cache.conditions import CONDITIONS, confirms, freshened, matches_head, validators
-from plugins.cache.entry import MAX_TAGS, MAX_TEXT, Entry, Index, Stored, fields_of
+from plugins.cache.entry import Entry, Index, Stored, fields_of
 from plugins.cache.entry import Uncacheable as Mark
+from plugins.cache.generations import fingerprints
 from plugins.cache.keys import Place
 from plugins.cache.lookup import Lookup, Visit
 from plugins.cache.policy import FRESH, Plan, Rules, control, ended, judge, left_out, only_once, plan, shared_error
 from plugins.cache.stampede import AGAIN, ALONE, FETCHED, FOUND, STALE, Answer, Landing
-from plugins.cache.store import INDEX_SECONDS, fingerprint
-from plugins.cache.syntax import MAX_VARY, tags_of
+from plugins.cache.store import INDEX_SECONDS
+from plugins.cache.syntax import MAX_VARY
+from plugins.cache.tags import Template, tags_for
 
 logger = logging.getLogger("gateway.cache")
 
@@ -50,6 +52,7 @@ class Fetcher:
         *,
         rules: Rules,
         tags: tuple[str, ...],
+        templates: tuple[Template, ...] = (),
         max_body: int,
         patience: float,
         clock: Callable[[], float],
@@ -59,6 +62,7 @@ class Fetcher:
         self.store = lookup.store
         self.rules = rules
         self.tags = tags
+        self.templates = templates
         self.max_body = max_body
         self.patience = patience
         self.clock = clock
@@ -96,7 +100,8 @@ class Errand:
 
     async def landed(self, found: Stored | None) -> Landing | None:
         """Whether this will do for all who wait here."""
-        if not await self._fetcher.lookup.usable(self._visit, found):
+        found = await self._fetcher.lookup.usable(self._visit, found)
+        if found is None:
             return None
         if isinstance(found, Entry):
             fresh = judge(found.plan, {}, self._fetcher.clock()) == FRESH
@@ -140,11 +145,11 @@ class Errand:
             )
             entry = None
             if mine and vary is not None and body is not None:
-                entry = self._entry(response, fields, only_once(received, vary), body, fingerprint(generations))
+                entry = self._entry(response, fields, only_once(received, vary), body, fingerprints(generations))
             return await self._failed(owner, response, entry)
         if isinstance(made, str) or body is None:
             return await self._uncacheable(owner, response, made if isinstance(made, str) else "body")
-        tags = tags_of(fields, self._fetcher.tags)
+        tags = tags_for(request, fields, self._fetcher.tags, self._fetcher.templates) or ()
         try:
             tagged = await store.tag_generations(self._fetcher.lookup.keys.prefix, tags, since) if tags else []
         except RedisError as error:
@@ -155,7 +160,7 @@ class Errand:
         if tagged is None:
             store.release(self.place, owner)
             return self._landing(AGAIN, self.place, response=response, detail="detail=purged")
-        entry = self._entry(response, fields, made, body, fingerprint([*generations, *tagged]), tags, received - sent)
+        entry = self._entry(response, fields, made, body, fingerprints([*generations, *tagged]), tags, received - sent)
         return await self._write(owner, response, entry)
 
     # -- inside ------------------------------------------------------------------------------------
@@ -199,8 +204,9 @@ class Errand:
             made = self._plan(renewed, fields, sent, received)
             if isinstance(made, str):
                 return response
-            entry = self._entry(renewed, fields, made, stale.body, stale.generations, stale.tags, stale.cost)
-            entry.hard = stale.hard
+            entry = self._entry(
+                renewed, fields, made, stale.body, (stale.generations, stale.hard), stale.tags, stale.cost
+            )
         else:
             entry = stale
             entry.plan = ended(stale.plan, received)
@@ -227,8 +233,7 @@ class Errand:
 
     def _plan(self, response: Response, fields: CIMultiDict[str], sent: float, received: float) -> Plan | str:
         visit, fetcher = self._visit, self._fetcher
-        tags = tags_of(fields, fetcher.tags)
-        if len(tags) > MAX_TAGS or sum(map(len, tags)) + len(tags) > MAX_TEXT:
+        if tags_for(self._request, fields, fetcher.tags, fetcher.templates) is None:
             return "tags"
         made = plan(
             response.status,
@@ -252,7 +257,7 @@ class Errand:
         fields: CIMultiDict[str],
         made: Plan,
         body: bytes,
-        generations: bytes,
+        prints: tuple[bytes, bytes],
         tags: tuple[str, ...] = (),
         cost: float = 0.0,
     ) -> Entry:
@@ -274,7 +279,8 @@ class Errand:
             head,
             frozenset((*names, *ADDED)),
             body,
-            generations=generations,
+            generations=prints[0],
+            hard=prints[1],
             tags=tags,
             reason=response.reason,
             prior=members(fields),

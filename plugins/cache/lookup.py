@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from gateway.plugin import Answer, Known, Request
 from plugins.cache.entry import Entry, Index, Stored, Uncacheable
 from plugins.cache.facts import selecting
+from plugins.cache.generations import SOFT, VALID, softened
 from plugins.cache.hot import HotKeys
 from plugins.cache.keys import Place
 from plugins.cache.store import Asked, Store, ends_of
@@ -112,18 +113,21 @@ class Lookup:
             return visit.address
         return visit.address.variant(names, selecting(request, names, changes))
 
-    async def usable(self, visit: Visit, stored: Stored | None) -> bool:
-        """Whether it is neither purged nor over."""
-        if type(stored) is Entry:
-            if stored.proven == self.store.state:
-                return True
-            asked, visit.asked = visit.asked, None
-            if asked is None:
-                before = self.store.asked
-                asked = self.store.ask_generations(visit.address.generations)
-                self._count_trip(visit, before)
-            return await self.store.valid(stored, asked, self.keys.prefix)
-        return stored is not None and ends_of(stored) > self._clock()
+    async def usable(self, visit: Visit, stored: Stored | None) -> Stored | None:
+        """What is left of it: itself, or after a soft purge a copy that is not fresh; None if it is purged or over."""
+        if type(stored) is not Entry:
+            return stored if stored is not None and ends_of(stored) > self._clock() else None
+        if stored.proven == self.store.state:
+            return stored
+        asked, visit.asked = visit.asked, None
+        if asked is None:
+            before = self.store.asked
+            asked = self.store.ask_generations(visit.address.generations)
+            self._count_trip(visit, before)
+        standing = await self.store.valid(stored, asked, self.keys.prefix)
+        if standing is SOFT:
+            return softened(stored, asked.purged_at, self._clock())
+        return stored if standing is VALID else None
 
     def _count_trip(self, visit: Visit, before: int) -> None:
         """Nothing was awaited since `before` was read: what was asked is this request's own."""
@@ -131,9 +135,11 @@ class Lookup:
             _ = visit.request.redis
 
     async def _at(self, visit: Visit, place: Place, number: int, stored: Stored | None) -> Stored | None:
-        if number and (stored is None or ends_of(stored) <= self._clock() or not await self.usable(visit, stored)):
+        left = await self.usable(visit, stored)
+        if number and (left is None or left is not stored or ends_of(left) <= self._clock()):
             # The copy is missing or outlived: the entry itself tells, and is copied.
             stored = await self.store.read(place.entry)
-            if type(stored) in (Entry, Index) and await self.usable(visit, stored):
-                self.store.copy(place.shard(number), stored, ends_of(stored) - self._clock())
-        return stored if await self.usable(visit, stored) else None
+            left = await self.usable(visit, stored)
+            if left is stored and type(left) in (Entry, Index):
+                self.store.copy(place.shard(number), left, ends_of(left) - self._clock())
+        return left

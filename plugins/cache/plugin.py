@@ -28,12 +28,17 @@ from plugins.cache.answers import conditional, hit, mark, not_stored, served
 from plugins.cache.config import CacheConfig
 from plugins.cache.entry import Entry, Uncacheable
 from plugins.cache.fetch import Errand, Fetcher
+from plugins.cache.generations import Ending
 from plugins.cache.hot import RANK, HotKeys
 from plugins.cache.invalidation import changed_urls
-from plugins.cache.keys import Keys, everything, of_route, of_url
+from plugins.cache.keys import Keys, everything, of_route
 from plugins.cache.lookup import Lookup, Visit
+from plugins.cache.purge import Purge
+from plugins.cache.purge_method import PurgeMethod
+from plugins.cache.rules import Rules
 from plugins.cache.stampede import Flights
 from plugins.cache.store import SCRIPTS, Store
+from plugins.cache.tags import parse_templates
 from plugins.cache.target import SAFE, Target, Targets
 
 if TYPE_CHECKING:
@@ -79,10 +84,14 @@ class Cache(Plugin):
             self._lookup,
             rules=config.rules(),
             tags=config.tags,
+            templates=parse_templates(config.tag_templates),
             max_body=config.max_body,
             patience=config.wait_timeout,
             clock=self._now,
         )
+        self._rules = Rules(config.purge_rules)
+        self._rules.check({route.label: route.match.path for route in worker.config.routes})
+        self._purging = PurgeMethod(config.purge_from, fields=config.tags, store=self._store, prefix=redis.prefix)
         routes = [route for route in worker.config.routes if self.name in route.plugins]
         self._lasting = [everything(redis.prefix), *[of_route(redis.prefix, route.label) for route in routes]]
         for route in routes:
@@ -149,25 +158,31 @@ class Cache(Plugin):
         return await self._serve(visit, request, call_next)
 
     async def _bypass(self, target: Target, request: Request, call_next: Handler) -> Response:
+        if self._purging.takes(request):
+            return await self._purging.answer(request)
         changing = request.method not in SAFE
         try:
             response = await call_next(request)
         except asyncio.CancelledError:
             if changing:
                 # The client has gone; what it wanted to change may be changed.
-                self._store.purge_later(of_url(self._redis.prefix, request.host, request.target))
+                self._store.purge_later(*self._changed(request, [(request.host, request.target)]))
             raise
         if request.upgrade is None:
             assert target.bypass is not None
             mark(response, PASS, target.bypass)
         if changing and response.status < 400:
             # RFC 9111, section 4.4: whoever changed something sees the change.
-            for host, path in changed_urls(request, response):
-                try:
-                    await self._store.purge(of_url(self._redis.prefix, host, path))
-                except RedisError as error:
-                    logger.warning("%s: a changed URL could not be purged yet: %s", self.name, error)
+            try:
+                await self._store.purge(*self._changed(request, changed_urls(request, response)))
+            except RedisError as error:
+                logger.warning("%s: what was changed could not be purged yet: %s", self.name, error)
         return response
+
+    def _changed(self, request: Request, urls: list[tuple[str, str]]) -> list[Ending]:
+        """What a change makes void: these URLs, and what rules say."""
+        purges = [Purge(urls), *self._rules.after(request)]
+        return [ending for purge in purges for ending in purge.endings(self._redis.prefix)]
 
     async def _serve(self, visit: Visit, request: Request, call_next: Handler) -> Response:
         """From the store if that will do, else from the upstream."""
@@ -237,7 +252,7 @@ class Cache(Plugin):
         place = visit.place
         if landing.place.digest != place.digest:
             place = self._lookup.place_of(visit, request, landing.names, request.changes)
-        return landing.place.digest == place.digest and await self._lookup.usable(visit, entry)
+        return landing.place.digest == place.digest and await self._lookup.usable(visit, entry) is entry
 
     async def _alone(self, visit: Visit, request: Request, call_next: Handler, why: str) -> Response:
         """A newer answer than what is stored, for everybody, unless somebody fetches one right now."""

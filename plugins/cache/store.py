@@ -3,11 +3,8 @@
 Entries and locks travel on the bulk link, together: who is told that a lock is gone finds the entry. Generations are
 small and travel on the main one.
 
-generations
-An answer is void unless every generation it was made under (all, route, URL, user, each of its tags) is still there
-and unchanged. So a purge is one small write, and a generation that is lost (expired, evicted, flushed) takes the
-answers with it: it can never bring back one that was purged. Those of an answer are read before its fetch begins, so a
-purge meanwhile wins.
+An answer is void unless every generation it was made under (all, route, URL, user, each of its tags) is still what it
+was (see `generations`). Those of an answer are read before its fetch begins, so a purge meanwhile wins.
 """
 
 from __future__ import annotations
@@ -16,13 +13,26 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
-from hashlib import blake2b
 from secrets import token_hex
 from types import TracebackType
 from typing import Final
 
 from gateway.plugin import Answer, Known, Redis, RedisDown, RedisError, Script
-from plugins.cache.entry import GENERATIONS_BYTES, Entry, Stored, Uncacheable, decode, encode
+from plugins.cache.entry import Entry, Stored, Uncacheable, decode, encode
+from plugins.cache.generations import (
+    GENERATION_SECONDS,
+    PURGE_SOFT,
+    PURGE_TAG,
+    VALID,
+    VOID,
+    Ending,
+    Standing,
+    begun_before,
+    fingerprint,
+    milliseconds,
+    purged_at,
+    standing,
+)
 from plugins.cache.keys import Place, everything, of_tag
 from plugins.cache.policy import MAX_LIFE
 from plugins.cache.wanted import Found, Wanted, parse_generation
@@ -31,16 +41,13 @@ ACQUIRE: Final = Script.beside(__file__, "acquire.lua")
 EXTEND: Final = Script.beside(__file__, "extend.lua")
 STORE: Final = Script.beside(__file__, "store.lua")
 GENERATION: Final = Script.beside(__file__, "generation.lua")
-SCRIPTS: Final = (ACQUIRE, EXTEND, STORE, GENERATION)
+SCRIPTS: Final = (ACQUIRE, EXTEND, STORE, GENERATION, PURGE_SOFT, PURGE_TAG)
 
-GENERATION_SECONDS: Final = 2 * MAX_LIFE
-"""What is made in the first half of a generation's life can live its own whole life."""
 # Of an address' generations the first two are few: everything's and the route's. Clients can make up any number of
 # the others, which begin with this life and get a longer one with an answer that is kept.
 LASTING: Final = 2
 FETCH_SECONDS: Final = 600.0
 INDEX_SECONDS: Final = MAX_LIFE
-PURGED: Final = b"purged-"
 
 # Without a mirror nothing is pushed: generations are believed, and locks looked at again, for this long.
 BELIEVED_SECONDS: Final = 0.03
@@ -74,7 +81,7 @@ class Store:
         self._mirrored = redis.mirror.max_bytes > 0
         self._purges = 0
         self._believed: dict[bytes, tuple[bytes | None, float]] = {}
-        self._owed: dict[bytes, None] = {}
+        self._owed: dict[Ending, None] = {}
 
     @property
     def state(self) -> int:
@@ -217,20 +224,20 @@ class Store:
                 self._redis.tell("PEXPIRE", name, milliseconds(ttl + FETCH_SECONDS), "GT")
 
     async def tag_generations(self, prefix: str, tags: Sequence[str], since: int) -> list[bytes] | None:
-        """The generations of an answer's tags; None if one was purged while it was fetched.
+        """The generations of an answer's tags, as they were before its fetch; None if one was purged meanwhile.
 
         Args:
             since: when the fetch began, in microseconds by Redis' clock.
+
+        Raises:
+            RedisError: Redis cannot tell.
         """
         begun = [self._begin(of_tag(prefix, tag)) for tag in tags]
-        values = [await value for value in begun]
-        for value in values:
-            if value.startswith(PURGED) and int(value[len(PURGED) :]) >= since:
-                return None
-        return values
+        values = [begun_before(await value, since) for value in begun]
+        return None if None in values else [value for value in values if value is not None]
 
-    async def valid(self, entry: Entry, asked: Asked, prefix: str) -> bool:
-        """Whether nothing that an entry was made under has been purged since.
+    async def valid(self, entry: Entry, asked: Asked, prefix: str) -> Standing:
+        """What purges have left of an entry: all of it, what may be revalidated, or nothing.
 
         Raises:
             RedisError: Redis cannot tell.
@@ -241,37 +248,42 @@ class Store:
         if fingerprint(values) == entry.generations:
             if self._mirrored:
                 entry.proven = asked.state
-            return True
+            return VALID
         # The entry may be newer than what is known here of its generations: Redis itself decides.
         names = (*asked.names, *tags)
         for name in names:
             self._believed.pop(name, None)
         answers = [self._redis.ask("GET", name) for name in names]
         try:
-            return fingerprint([await answer for answer in answers]) == entry.generations
+            values = [await answer for answer in answers]
         except RedisDown:
             raise
         except RedisError:
-            return False  # garbage of another type
+            return VOID  # garbage of another type
+        asked.purged_at = purged_at(values)
+        return standing(entry, values)
 
-    async def purge(self, name: bytes) -> None:
-        """End a generation.
+    async def purge(self, *endings: Ending | bytes) -> None:
+        """End generations; a name alone ends hard.
 
         Raises:
-            RedisError: it could not be ended; `pay` tries again.
+            RedisError: one could not be ended; `pay` tries again.
         """
+        due = [self._owe(ending) for ending in endings]
+        try:
+            for ending, answer in [(ending, self._end(ending)) for ending in due]:
+                await answer
+                self._owed.pop(ending, None)
+        finally:
+            for ending in due:
+                self._believed.pop(ending.name, None)
+            # Our own push may come a moment after the reply.
+            self._purges += 1
 
-        self._owe(name)
-        await self._redis.ask("UNLINK", name)
-        self._owed.pop(name, None)
-        self._believed.pop(name, None)
-        # Our own push may come a moment after the reply.
-        self._purges += 1
-
-    def purge_later(self, name: bytes) -> None:
-        """End a generation now, without waiting, and once more with the next `pay`."""
-        self._redis.tell("UNLINK", name)
-        self._owe(name)
+    def purge_later(self, *endings: Ending | bytes) -> None:
+        """End generations now, without waiting, and once more with the next `pay`."""
+        for ending in endings:
+            self._end(self._owe(ending))
 
     async def pay(self) -> None:
         """End what could not be ended when it was to be.
@@ -288,10 +300,19 @@ class Store:
         if 0 <= left < GENERATION_SECONDS * 1000 / 2:
             self._redis.tell("PEXPIRE", name, milliseconds(GENERATION_SECONDS))
 
-    def _owe(self, name: bytes) -> None:
+    def _owe(self, ending: Ending | bytes) -> Ending:
+        due = ending if isinstance(ending, Ending) else Ending(ending)
         if len(self._owed) >= MAX_OWED:
-            self._owed = {everything(self._redis.prefix): None}
-        self._owed[name] = None
+            self._owed = {Ending(everything(self._redis.prefix)): None}
+        # Last: what cannot be ended now does not hold up the others.
+        self._owed.pop(due, None)
+        self._owed[due] = None
+        return due
+
+    def _end(self, ending: Ending) -> Answer:
+        if ending.script is None:
+            return self._redis.ask("UNLINK", ending.name)
+        return self._redis.run(ending.script, [ending.name], ending.arguments())
 
     def _begin(self, name: bytes, seconds: float = GENERATION_SECONDS) -> Answer:
         answer = self._redis.run(GENERATION, [name], [token_hex(8), milliseconds(seconds)])
@@ -319,12 +340,14 @@ class Store:
 class Asked:
     """Generations that are on their way, and the state of the mirror before they were asked for."""
 
-    __slots__ = ("answers", "names", "state")
+    __slots__ = ("answers", "names", "purged_at", "state")
 
     def __init__(self, state: int, names: Sequence[bytes], answers: Sequence[Answer]) -> None:
         self.state = state
         self.names = names
         self.answers = answers
+        self.purged_at = 0.0
+        """Where `valid` has found `SOFT`: since when, in seconds since 1970."""
 
 
 class Watch:
@@ -351,19 +374,6 @@ class Watch:
             return False
         done, _ = await asyncio.wait(self._futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         return bool(done)
-
-
-def fingerprint(values: Sequence[bytes | None]) -> bytes:
-    """Generations as an entry remembers them; with one that is not there it is like no other."""
-    if None in values:
-        return b""
-    text = b"".join([b"%d:%b" % (len(value), value) for value in values if value is not None])
-    return blake2b(text, digest_size=GENERATIONS_BYTES).digest()
-
-
-def milliseconds(seconds: float) -> int:
-    """A time to live for Redis, which takes no zero."""
-    return max(1, math.ceil(seconds * 1000))
 
 
 def ends_of(stored: Stored) -> float:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 import http_sf
-from multidict import CIMultiDict
+from multidict import CIMultiDict, MultiMapping
 
 Directives = Mapping[str, str | None]
 """The directives of `Cache-Control` by their lower-cased names; of a repeated one the first counts."""
@@ -167,7 +167,7 @@ def vary_names(fields: CIMultiDict[str]) -> tuple[str, ...] | None:
     return None if "*" in names or len(names) > MAX_VARY else tuple(sorted(names))
 
 
-def tags_of(fields: CIMultiDict[str], names: tuple[str, ...]) -> tuple[str, ...]:
+def tags_of(fields: MultiMapping[str], names: Sequence[str]) -> tuple[str, ...]:
     """The tags in these fields, separated by commas (`Cache-Tag`) or spaces (`Surrogate-Key`)."""
     found = [tag for name in names for line in fields.getall(name, ()) for tag in line.replace(",", " ").split()]
     return tuple(dict.fromkeys(found))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -25,6 +24,10 @@ def purge(
     ] = None,
     route: Annotated[list[str] | None, typer.Option(metavar="NAME", help="All answers of this route.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All answers.")] = False,
+    soft: Annotated[
+        bool,
+        typer.Option("--soft", help="Keep them for revalidation and in place of errors; they are no longer fresh."),
+    ] = False,
 ) -> None:
     """Purge answers on all nodes, at once; options may be repeated and combined."""
     with open_console() as console:
@@ -38,15 +41,6 @@ def purge(
         for name in route or ():
             if known and name not in known:
                 raise console.fail(f"there is no route {name!r}; the configuration has {', '.join(known)}")
-        what = Purge(urls, user or (), tag or (), route or (), everything)
-        execute: Callable[..., Any] = console.redis.execute_command
-        for command in what.commands(console.prefix):
-            execute(*command)
-        named = [
-            *[f"http://{authority}{target}" for authority, target in urls],
-            *[f"user {name}" for name in what.users],
-            *[f"tag {name}" for name in what.tags],
-            *[f"route {name}" for name in what.routes],
-            *(["everything"] if everything else []),
-        ]
-        console.print(f"Purged {', '.join(named)}.")
+        what = Purge(urls, user or (), tag or (), route or (), everything, soft)
+        what.execute_sync(console.redis, console.prefix)
+        console.print(f"Purged{' softly' if soft else ''} {', '.join(what.named())}.")
