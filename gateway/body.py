@@ -38,6 +38,8 @@ class ClientBody:
         self._limit = limit
         self._timeout = timeout
         self._taken = 0
+        self._held: list[bytes] = []
+        self._whole: bytes | None = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """The pieces as they come.
@@ -45,6 +47,17 @@ class ClientBody:
         Raises:
             BodyTooLarge, BodyTimeout, BodyBroken: see there.
         """
+        if self._whole is not None:
+            yield self._whole
+            return
+        held, self._held = self._held, []
+        for piece in held:
+            yield piece
+        while piece := await self._next():
+            yield piece
+
+    async def _next(self) -> bytes:
+        """The next piece; empty at the end."""
         payload = self._payload
         if self._protocol is not None and self._protocol.transport is not None:
             self._protocol.transport.write(CONTINUE)
@@ -61,12 +74,31 @@ class ClientBody:
                 raise BodyBroken(str(error)) from error
             if not piece:
                 if payload.is_eof():
-                    return
+                    return b""
                 continue
             self._taken += len(piece)
             if self._taken > self._limit:
                 raise BodyTooLarge(f"the body is longer than {self._limit} bytes")
-            yield piece
+            return piece
+
+    async def peek(self, limit: int) -> bytes | None:
+        """The whole body, if it has at most `limit` bytes; else None. It can be read all the same afterwards.
+
+        A body that was read so is kept, and can be read again and again.
+
+        Raises:
+            BodyTooLarge, BodyTimeout, BodyBroken: see there.
+        """
+        if self._whole is None:
+            if (self.length or 0) > limit or sum(map(len, self._held)) > limit:
+                return None
+            while piece := await self._next():
+                self._held.append(piece)
+                if self._taken > limit:
+                    return None
+            self._whole = b"".join(self._held)
+            self._held.clear()
+        return self._whole if len(self._whole) <= limit else None
 
     async def read(self, limit: int) -> bytes:
         """The whole body.

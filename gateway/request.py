@@ -47,7 +47,7 @@ class BodyBroken(Exception):
 
 
 class RequestBody(Protocol):
-    """The request's body, piece by piece, once."""
+    """The request's body, piece by piece, once; or again and again after `peek` has returned it."""
 
     length: int | None
     """Bytes, where the client said so; None for a chunked body."""
@@ -56,6 +56,12 @@ class RequestBody(Protocol):
 
     async def read(self, limit: int) -> bytes:
         """The whole body. Raises BodyTooLarge, BodyTimeout or BodyBroken."""
+
+    async def peek(self, limit: int) -> bytes | None:
+        """The whole body if it has at most `limit` bytes, else None; the upstream still gets all of it.
+
+        Raises BodyTooLarge (of what the server allows at all), BodyTimeout or BodyBroken.
+        """
 
 
 class Head:

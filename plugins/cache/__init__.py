@@ -3,6 +3,9 @@
 policy.py     what may be stored and used, as pure functions
 facts.py      what of a request matters
 keys.py       names of keys: no two different requests share one
+query.py      what of a query counts in a key
+vary.py       fields and cookies in a key
+body_key.py   bodies in a key
 entry.py      what is stored, as bytes
 store.py      entries, locks and generations in Redis, read through the mirror
 target.py     what a request wants, worked out once for each head

@@ -55,16 +55,12 @@ _TELLING: Final = frozenset(
 _NOT_TELLING: Final = frozenset({b"user-agent", b"x-user-agent"})
 # An address in `Forwarded` (RFC 7239), as trusted proxies write it for each client.
 _NODES: Final = re.compile(r'(?:for|by)=(?:"[\[\]0-9A-Fa-f:._-]*"|[\w.-]+)', re.IGNORECASE | re.ASCII)
-# The gateway writes these itself, from what it knows of the client.
-WRITTEN_BY_GATEWAY: Final = frozenset({"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"})
-# Lists in which white space means nothing, and case neither. Not `Accept`: its parameters have rules of their own.
-LISTS: Final = frozenset({"accept-charset", "accept-encoding", "accept-language"})
 
 
 class Facts:
     """What the header says. The class itself is bounded by the request's header."""
 
-    __slots__ = ("asked", "conditions", "cookies", "credentials", "partial", "size", "steering")
+    __slots__ = ("asked", "conditions", "cookies", "credentials", "partial", "steering")
 
     def __init__(self) -> None:
         self.asked: Directives = NO_DIRECTIVES
@@ -79,8 +75,6 @@ class Facts:
         """Fields that some upstreams take for the target or method."""
         self.partial = False
         """A part is asked for, or a condition stands that only the upstream can judge."""
-        self.size = 0
-        """How long the fields are that it was read from."""
 
     def who(self, identity: str | None) -> tuple[str, ...]:
         """Whom the answer is for: what tells apart requests that must never share one.
@@ -144,7 +138,6 @@ def _facts(found: Sequence[tuple[int, bytes, bytes]], trusted: bool) -> Facts:
     for kind, raw, value in found:
         text = value.decode("utf-8", "surrogateescape")
         name = raw.lower().replace(b"_", b"-").decode("utf-8", "surrogateescape")
-        facts.size += len(value)
         if kind == CACHE_CONTROL:
             control.append(text)
         elif kind == PRAGMA:
@@ -167,42 +160,3 @@ def _facts(found: Sequence[tuple[int, bytes, bytes]], trusted: bool) -> Facts:
     elif pragma.strip().lower() == "no-cache":
         facts.asked = parse_directives("no-cache")  # RFC 9111, section 5.4
     return facts
-
-
-def selecting(request: Request, names: Sequence[str], changes: Mapping[bytes, bytes | None]) -> list[str]:
-    """The values of the request fields that an answer varies on, each with their number before them.
-
-    Two requests give the same list only if the upstream sees the same in all these fields.
-
-    Args:
-        names: lower-cased.
-        changes: the request's changes as they were before the plugins behind the cache saw it.
-    """
-    found: dict[str, list[str]] = {name: [] for name in names}
-    named: set[str] = set()
-    for raw, value in request.raw_headers:
-        name = raw.lower().replace(b"_", b"-").decode("utf-8", "surrogateescape")
-        text = value.decode("utf-8", "surrogateescape")
-        if name in found and raw.replace(b"_", b"-").lower() not in changes:
-            found[name].append(_normalised(name, text))
-        if name == "connection":
-            named.update(part.strip().lower().replace("_", "-") for part in text.split(","))
-    result: list[str] = []
-    for name, values in found.items():
-        line = changes.get(name.encode("utf-8", "surrogateescape"))
-        if line is not None:
-            values.append(line.decode("utf-8", "surrogateescape"))
-        if name in named:
-            # The gateway does not pass it on, or does all the same: both differ from a request that names nothing.
-            values.append("named by Connection")
-        if name in WRITTEN_BY_GATEWAY:
-            values += (request.client, request.scheme, request.host, str(request.state.get("peer")))
-        result += (str(len(values)), *values)
-    return result
-
-
-def _normalised(name: str, value: str) -> str:
-    """The same text for what every upstream reads as the same (RFC 9111, section 4.1)."""
-    if name in LISTS:
-        return ",".join([part.strip() for part in value.lower().split(",")])
-    return value.strip()

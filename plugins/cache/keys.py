@@ -112,7 +112,8 @@ class Keys:
         found = self._known.get(asked)
         if found is None:
             found = self.new_address(*asked)
-            self._known.put(asked, found)
+            if _size(asked) <= MAX_KNOWN_TEXT:
+                self._known.put(asked, found)
         return found
 
     def new_address(
@@ -124,22 +125,39 @@ class Keys:
         identity: str | None,
         who: tuple[str, ...],
         steering: tuple[str, ...],
+        more: tuple[str, ...] = (),
     ) -> Address:
         """The address of a request's answer.
 
         Args:
-            target: byte for byte as the upstream gets it: `/a?` is not `/a`.
+            target: byte for byte as the upstream gets it (`/a?` is not `/a`), but for what the configuration ignores.
             identity: whom a plugin found the request to speak for, so that a purge by user finds it.
             who: whom the answer is for; see `facts.Facts.who`.
             steering: fields that some upstreams take for the method or target.
+            more: whatever else counts (see `Targets`); no two kinds of it may have the same texts.
         """
         names = [everything(self.prefix), of_route(self.prefix, route), of_url(self.prefix, host, target)]
         if identity is not None:
             names += [of_user(self.prefix, user) for user in users_of(identity)]
         name = digest(
-            "answer", self.name, route, scheme, host, target, str(len(who)), *who, str(len(steering)), *steering
+            "answer",
+            self.name,
+            route,
+            scheme,
+            host,
+            target,
+            str(len(who)),
+            *who,
+            str(len(steering)),
+            *steering,
+            *more,
         )
         return Address(self.prefix, name, tuple(names))
+
+
+def _size(texts: Iterable[Any]) -> int:
+    """How long all these texts are, and those in tuples among them."""
+    return sum([_size(text) if type(text) is tuple else len(text or "") for text in texts])
 
 
 # -- generations -----------------------------------------------------------------------------------
@@ -161,7 +179,8 @@ def of_url(prefix: str, host: str, target: str) -> bytes:
 
     Args:
         host: as clients send it in `Host`; the schemes' own ports may be left out, and a final dot.
-        target: path and query, byte for byte as clients send them; an empty query may be left out.
+        target: path and query, byte for byte as clients send them, but for what the configuration ignores (see
+            `query.spellings`); an empty query may be left out.
     """
     name, port = host.lower(), ""
     if match := _PORT.fullmatch(name):

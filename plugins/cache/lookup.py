@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 
 from gateway.plugin import Answer, Known, Request
 from plugins.cache.entry import Entry, Index, Stored, Uncacheable
-from plugins.cache.facts import selecting
 from plugins.cache.generations import SOFT, VALID, softened
 from plugins.cache.hot import HotKeys
 from plugins.cache.keys import Place
 from plugins.cache.store import Asked, Store, ends_of
 from plugins.cache.target import Target, Targets
+from plugins.cache.vary import selecting
 from plugins.cache.wanted import Found, Wanted
 
 

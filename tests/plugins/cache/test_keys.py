@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from plugins.cache.facts import FactsReader
 from plugins.cache.keys import MAX_KNOWN_TEXT, Keys, digest, of_tag, of_url
-from plugins.cache.target import Targets
 
 text = st.text(st.characters(categories=("L", "N", "P", "S", "Cs")), max_size=8)
 lists = st.lists(text, max_size=5)
@@ -24,6 +21,7 @@ requests = st.fixed_dictionaries(
         "identity": st.none() | text,
         "who": lists.map(tuple),
         "steering": lists.map(tuple),
+        "more": lists.map(tuple),
     }
 )
 
@@ -39,8 +37,12 @@ def test_two_lists_have_one_digest_only_if_they_are_one(one: list[str], other: l
 
 @given(requests, requests)
 @example(
-    {**PLAIN, "who": ("x",), "steering": ()},
-    {**PLAIN, "who": (), "steering": ("x",)},
+    {**PLAIN, "who": ("x",), "steering": (), "more": ()},
+    {**PLAIN, "who": (), "steering": ("x",), "more": ()},
+)
+@example(
+    {**PLAIN, "who": (), "steering": ("x",), "more": ()},
+    {**PLAIN, "who": (), "steering": (), "more": ("x",)},
 )
 def test_two_requests_have_one_key_only_if_nothing_tells_them_apart(one: dict[str, Any], other: dict[str, Any]) -> None:
     keys = Keys("gateway", "cache")
@@ -86,14 +88,9 @@ def test_a_url_is_purged_however_its_host_and_its_empty_query_are_spelled() -> N
 
 
 def test_addresses_of_long_requests_are_not_remembered() -> None:
-    keys, reader = Keys("g", "cache"), FactsReader(("Cookie",))
-    targets = Targets(keys, scope="auto", credentials=("Cookie",))
+    keys = Keys("g", "cache")
     for number in range(50):
-        request = SimpleNamespace(
-            raw_headers=((b"Cookie", b"%d" % number + b"x" * MAX_KNOWN_TEXT),), state={}, identity=None, method="GET",
-            route=SimpleNamespace(name="r"), scheme="http", host="h", target="/", body=None, upgrade=None,
-            identity_pending=False, notes={},
-        )  # fmt: skip
-        targets.target(request, None, unknown=False)  # type: ignore[arg-type]
+        keys.address("r", "http", "h", "/", None, ("cookie", f"{number}" + "x" * MAX_KNOWN_TEXT), ())
     assert len(keys) == 0
-    assert reader.read(request).size > MAX_KNOWN_TEXT  # type: ignore[arg-type]
+    keys.address("r", "http", "h", "/", None, ("cookie", "x"), ())
+    assert len(keys) == 1
