@@ -264,6 +264,8 @@ async def represented(entry: Entry, limit: int, *, gzip: bool) -> Entry:
 def original_etag(text: str) -> str:
     """`If-None-Match` or `If-Match` as the upstream knows its tags: those of a gzip representation without the suffix.
 
-    Not for `If-Range`: parts of the two representations do not fit together.
+    For requests that change something: without it each `If-Match` of a client that got gzip would fail. Not for
+    `If-Range`, as parts of the two representations do not fit together; nor for the `If-None-Match` of a GET that is
+    passed on, as a 304 would name another tag than the client has.
     """
     return _ETAGS.sub(lambda match: f'{match[1].removesuffix(SUFFIX)}"', text) if SUFFIX in text else text
