@@ -1,20 +1,27 @@
-"""Several nodes that act as one, and what their clients see when Redis goes away and comes back."""
+"""Several nodes that act as one: what their clients see when Redis goes away and comes back, when many want what is not
+there, and when the one who fetches it is killed."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 import redis.asyncio
+from aiohttp import web
 
 from plugins.session import create_session_async
 from tests.conftest import StartGateway
 from tests.harness import Gateway, UpstreamServer, Valkey, eventually
+from tests.nodes import Node, running_node
 
 CONFIG: dict[str, Any] = {
     "plugins": {
@@ -152,3 +159,186 @@ async def test_a_warm_chain_needs_one_round_trip(
             assert answer.headers["X-Cache"] == "HIT"
     assert (main.commands - before[0], bulk.commands - before[1]) == (10, 0)
     assert upstream.count("/private/a") == 1
+
+
+# -- one fetch: two gateways with two workers each, as processes -----------------------------------
+
+UPSTREAM_SECONDS = 0.3
+LOCK_SECONDS = 1.0
+
+# Tells the upstream which process asks.
+WHO = """
+import os
+from gateway.plugin import Plugin
+
+class Who(Plugin):
+    def check(self, request, reply):
+        request.set_header("X-Pid", str(os.getpid()))
+"""
+
+
+@pytest.fixture
+async def fleet(tmp_path: Path, redis_url: str, upstream: UpstreamServer) -> AsyncIterator[Callable[..., Any]]:
+    """Starts the two of them, with these keys for the cache."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(**cache: Any) -> list[Node]:
+            nodes = []
+            for name in ("one", "two"):
+                folder = tmp_path / name
+                folder.mkdir()
+                (folder / "own_plugin.py").write_text(WHO)
+                node = running_node(
+                    folder,
+                    server={"workers": 2},
+                    redis={"url": redis_url},
+                    upstreams={"default": {"url": upstream.url}},
+                    plugins={"who": {"use": "own_plugin:Who"}, "cache": cache},
+                )
+                nodes.append(stack.enter_async_context(node))
+            return await asyncio.gather(*nodes)
+
+        yield start
+
+
+class Caller(asyncio.Protocol):
+    """One client on one connection. It costs little beside what it measures."""
+
+    def __init__(self) -> None:
+        self._received = bytearray()
+        self._answered: asyncio.Future[tuple[bytes, bytes]] | None = None
+        self._transport: Any = None
+
+    @staticmethod
+    async def to(node: Node) -> Caller:
+        _, caller = await asyncio.get_running_loop().create_connection(Caller, "127.0.0.1", node.port)
+        return caller
+
+    async def ask(self) -> tuple[str, bytes, float]:
+        """GET /a: what the cache says in `X-Cache`, the body, and seconds from now to its last byte.
+
+        Raises:
+            ConnectionError: the connection was closed before the answer was complete.
+        """
+        started = time.monotonic()
+        self._answered = asyncio.get_running_loop().create_future()
+        self._transport.write(b"GET /a HTTP/1.1\r\nHost: api.test\r\n\r\n")
+        head, body = await self._answered
+        assert head.startswith(b"HTTP/1.1 200 ")
+        word = head.partition(b"X-Cache: ")[2].partition(b"\r\n")[0].decode()
+        return word, body, time.monotonic() - started
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, end, body = bytes(self._received).partition(b"\r\n\r\n")
+        if end and len(body) == int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]):
+            self._received.clear()
+            assert self._answered is not None
+            self._answered.set_result((head, body))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_exception(ConnectionResetError())
+
+
+@contextlib.asynccontextmanager
+async def callers(nodes: list[Node], count: int) -> AsyncIterator[list[Caller]]:
+    """So many connections, spread evenly over the nodes."""
+    opened = [await Caller.to(nodes[number % len(nodes)]) for number in range(count)]
+    try:
+        yield opened
+    finally:
+        for caller in opened:
+            caller.close()
+
+
+class Fetches:
+    """The upstream, and when it was asked by which process."""
+
+    def __init__(self, upstream: UpstreamServer, control: str, seconds: float) -> None:
+        self.begun: list[float] = []
+        self.pids: list[int] = []
+        self.under_way = self.most = 0
+        self._control = control
+        self._seconds = seconds
+        upstream.answer("/a", self)
+
+    async def __call__(self, request: web.Request) -> web.Response:
+        self.begun.append(time.monotonic())
+        self.pids.append(int(request.headers["X-Pid"]))
+        number = len(self.begun)
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            await asyncio.sleep(self._seconds)
+        finally:
+            self.under_way -= 1
+        return web.Response(text=f"answer {number}", headers={"Cache-Control": self._control})
+
+
+async def test_five_hundred_requests_for_one_cold_key_are_one_fetch(
+    fleet: Callable[..., Any], upstream: UpstreamServer
+) -> None:
+    fetches = Fetches(upstream, "max-age=60", UPSTREAM_SECONDS)
+    async with callers(await fleet(), 500) as clients:
+        got = await asyncio.gather(*[client.ask() for client in clients])
+    assert len(fetches.begun) == 1
+    assert {body for _, body, _ in got} == {b"answer 1"}
+    slowest = max(seconds for _, _, seconds in got)
+    print(f"500 at once, upstream {UPSTREAM_SECONDS * 1000:.0f} ms: slowest {slowest * 1000:.0f} ms")
+    assert slowest < 2
+
+
+async def test_a_holder_that_is_killed_costs_one_more_fetch_and_its_locks_life(
+    fleet: Callable[..., Any], upstream: UpstreamServer
+) -> None:
+    fetches = Fetches(upstream, "max-age=60", UPSTREAM_SECONDS)
+    async with callers(await fleet(lock_ttl=LOCK_SECONDS), 500) as clients:
+        asked = [asyncio.ensure_future(client.ask()) for client in clients]
+        await eventually(lambda: fetches.begun)
+        await asyncio.sleep(UPSTREAM_SECONDS / 2)
+        os.kill(fetches.pids[0], signal.SIGKILL)
+        got = await asyncio.gather(*asked, return_exceptions=True)
+    answered = [one for one in got if not isinstance(one, BaseException)]
+    lost = len(got) - len(answered)
+    assert {body for _, body, _ in answered} == {b"answer 2"}
+    assert 0 < lost < 500, "the killed worker's clients, and only those"
+    assert len(fetches.begun) == 2
+    slowest = max(seconds for _, _, seconds in answered)
+    print(f"the holder killed, its lock ends within {LOCK_SECONDS:g} s: slowest {slowest * 1000:.0f} ms, {lost} lost")
+    assert slowest < UPSTREAM_SECONDS / 2 + LOCK_SECONDS + UPSTREAM_SECONDS + 1
+
+
+@pytest.mark.parametrize("way", ["early refresh", "stale while revalidate"])
+async def test_a_key_that_ends_under_load_makes_nobody_wait(
+    fleet: Callable[..., Any], upstream: UpstreamServer, way: str
+) -> None:
+    early = way == "early refresh"
+    fetches = Fetches(upstream, "max-age=2" if early else "max-age=1, stale-while-revalidate=10", 0.1)
+    words: Counter[str] = Counter()
+    slowest = 0.0
+
+    async def load(client: Caller) -> None:
+        nonlocal slowest
+        while len(fetches.begun) < 3:
+            word, _, seconds = await client.ask()
+            words[word] += 1
+            slowest = max(slowest, seconds)
+            await asyncio.sleep(0.01)
+
+    async with callers(await fleet(early_refresh=1.0 if early else 0.0), 20) as clients:
+        await clients[0].ask()
+        await asyncio.wait_for(asyncio.gather(*[load(client) for client in clients]), 10)
+    print(f"{way}: {dict(words)}, slowest {slowest * 1000:.0f} ms")
+    assert set(words) <= {"HIT", "STALE"}, "nobody waited for the upstream"
+    assert early is not ("STALE" in words)
+    assert fetches.most == 1
+    gaps = [after - before for before, after in zip(fetches.begun, fetches.begun[1:], strict=False)]
+    # `Date` has whole seconds: an answer may be a second old when it comes.
+    assert min(gaps) > (0.5 if early else 0.1), "one refresh for each end"
