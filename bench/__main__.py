@@ -17,6 +17,7 @@ from bench.compare import Result, run
 from bench.lab import Lab, lab
 from bench.report import Finding, about, cells, write
 from bench.rows import SECTIONS
+from bench.stalls import stalls
 from bench.zipf import zipf
 
 RESULTS: Final = Path(__file__).parent / "results"
@@ -24,6 +25,7 @@ MEMORY: Final[dict[str, Callable[[Lab], Finding]]] = {
     "RSS of mirrored answers": memory.mirrored,
     "RSS of idle connections": memory.idle,
     "hit rate of the mirror": lambda here: zipf(),
+    "loop lag": stalls,
 }
 
 

@@ -50,11 +50,18 @@ class Process:
 
     def metric(self, name: str) -> float:
         """A metric of the gateway, over all its labels; 0 of anything else."""
+        return sum(float(value) for value in re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", self._metrics(), re.M))
+
+    def buckets(self, name: str) -> dict[float, float]:
+        """A histogram of the gateway without other labels: how many observations were at most so large."""
+        found = re.findall(rf'^{name}_bucket\{{le="(\S+)"\}} (\S+)$', self._metrics(), re.M)
+        return {float(bound): float(count) for bound, count in found}
+
+    def _metrics(self) -> str:
         if not self.admin:
-            return 0.0
+            return ""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/_gateway/metrics", timeout=5) as answer:
-            text = answer.read().decode()
-        return sum(float(value) for value in re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.M))
+            return str(answer.read().decode())
 
     def must_run(self) -> None:
         """Raises SystemExit, with the end of its log, if it has ended."""

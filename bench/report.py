@@ -21,7 +21,7 @@ HEAD_MORE: Final = ("req/s ÷", "CPU ÷", "contract", "remarks")
 
 @dataclass(frozen=True)
 class Finding:
-    """A figure that is not a rate: memory, or a share of hits."""
+    """A figure that is not a rate: memory, a share of hits, or how long the loop was held up."""
 
     what: str
     found: str
@@ -89,7 +89,7 @@ def markdown(sections: Mapping[str, Sequence[Result]], findings: Sequence[Findin
             parts.append(f"### {title}\n\n" + table([[*HEAD, *HEAD_MORE], *map(cells, results)]))
     if findings:
         rows = [[one.what, one.found, verdict(one.met, one.contract)] for one in findings]
-        parts.append("### Memory\n\n" + table([["what", "found", "contract"], *rows]))
+        parts.append("### Memory and stalls\n\n" + table([["what", "found", "contract"], *rows]))
     every = [measured for results in sections.values() for one in results for measured in one.gateway + one.baseline]
     if every:
         disturbed = sum(measured["foreign"] > DISTURBED for measured in every)

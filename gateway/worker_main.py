@@ -22,7 +22,7 @@ import uvloop
 from gateway.config import Config, ConfigError, redact
 from gateway.control import Channel, Message
 from gateway.loader import load_plugins
-from gateway.observe import AccessLog, Metrics, Observer, watch_process, watch_redis
+from gateway.observe import AccessLog, LoopLag, Metrics, Observer, watch_process, watch_redis
 from gateway.observe.messages import configure_logging
 from gateway.store import RedisError
 from gateway.worker import Worker
@@ -61,6 +61,7 @@ async def work(fd: int) -> int:
         return 1
     watch_redis(observer.metrics, worker.redis)
     observer.metrics.gauge("gateway_requests_in_flight", "Requests being answered.", lambda: worker.server.in_flight)
+    lag = LoopLag(observer.metrics)
     # What is here now stays: the collector need not walk it again, which would hold up all requests for 20 ms.
     gc.collect()
     gc.freeze()
@@ -72,6 +73,7 @@ async def work(fd: int) -> int:
     await worker.drain(config.server.drain_timeout)
     channel.send({"snapshot": await snapshot(worker, observer)})
     await worker.stop()
+    lag.stop()
     if observer.access_log is not None:
         await observer.access_log.stop()
     await channel.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
+import math
 import shutil
 import socket
 import threading
@@ -23,6 +24,7 @@ from bench.load import Load, Round
 from bench.report import Finding, cells, markdown, write
 from bench.rows import ON, SECTIONS, Contract, Gateway, Work
 from bench.servers.delay import relay
+from bench.stalls import share
 from bench.zipf import hits, ideal, rates
 from gateway.config import load
 from gateway.loader import load_plugins
@@ -118,6 +120,11 @@ def test_all_gateways_have_a_valid_configuration(tmp_path: Path) -> None:
         config = load(path, environment=environment | {"BENCH_MIRROR": gateway.mirror})
         assert load_plugins(config, tmp_path)
         assert len(config.routes) >= gateway.routes
+
+
+def test_a_share_of_the_samples_is_told_by_the_bound_they_kept_to() -> None:
+    buckets = {0.002: 990.0, 0.003: 998.0, 0.005: 999.0, math.inf: 1000.0}
+    assert [share(buckets, part) for part in (0.5, 0.99, 0.995, 0.999, 1)] == [0.002, 0.002, 0.003, 0.005, math.inf]
 
 
 def test_zipf_knows_what_is_ideal() -> None:

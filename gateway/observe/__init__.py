@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from gateway.observe.access_log import AccessLog
+from gateway.observe.lag import LoopLag
 from gateway.observe.metrics import OTHER, Counter, Histogram, Metrics
 
 if TYPE_CHECKING:
     from gateway.request import Request
     from gateway.store import Redis
 
-__all__ = ["AccessLog", "Metrics", "Observer", "watch_process", "watch_redis"]
+__all__ = ["AccessLog", "LoopLag", "Metrics", "Observer", "watch_process", "watch_redis"]
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"})
 RESIDENT: Final = Path("/proc/self/statm")
