@@ -5,8 +5,8 @@
 local now = redis.call('TIME')
 local time = string.format('%d%06d', now[1], now[2])
 if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
-  -- A lock without an end is none of ours.
-  if redis.call('PTTL', KEYS[1]) ~= -1 then
+  -- A lock without an end is none of ours; for 'nothing' see store.lua.
+  if redis.call('PTTL', KEYS[1]) ~= -1 and redis.pcall('GET', KEYS[1]) ~= 'nothing' then
     return {0, time, false}
   end
   redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])

@@ -26,7 +26,7 @@ from typing import Any, Final, Protocol
 from gateway.plugin import RedisError, Response
 from plugins.cache.entry import Entry, Stored
 from plugins.cache.keys import Place
-from plugins.cache.store import Store
+from plugins.cache.store import NOTHING, Store
 
 logger = logging.getLogger("gateway.cache")
 
@@ -268,7 +268,7 @@ class Flights:
         # Whoever else comes for it here would ask for the lock again: he need not before its holder has ended.
         while (left := deadline - loop.time()) > 0:
             with store.watch(place) as watch:
-                if not await store.held(place):
+                if await store.holder(place) in (None, NOTHING):
                     break
                 await watch.wait(min(left, self._lock_ttl))
         return Landing(AGAIN, place)
@@ -296,7 +296,10 @@ class Flights:
                     left = deadline - loop.time()
                     if left <= 0:
                         return Landing(LATE, place, detail="detail=wait-timeout")
-                    if not await store.held(place):
+                    holder = await store.holder(place)
+                    if holder == NOTHING:
+                        return Landing(ALONE, place)
+                    if holder is None:
                         break
                     again = await watch.wait(min(left, self._lock_ttl))
 

@@ -1,11 +1,16 @@
 -- Write what was fetched and let the others in, at once.
 -- KEYS[1] the lock; KEYS[2] the entry
--- ARGV[1] the lock's owner; ARGV[2] what to write, or nothing; ARGV[3] milliseconds until it ends
+-- ARGV[1] the lock's owner; ARGV[2] what to write, or nothing; ARGV[3] milliseconds until it ends: until nothing ends,
+-- those who wait for the lock find in its place that there is nothing for them, which is no lock for who comes later
 -- Result: 1 if the lock was ours, else 0
 if ARGV[2] ~= '' then
   redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
 end
-if redis.call('GET', KEYS[1]) == ARGV[1] then
-  return redis.call('DEL', KEYS[1])
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  return 0
 end
-return 0
+if ARGV[2] == '' and tonumber(ARGV[3]) > 0 then
+  redis.call('SET', KEYS[1], 'nothing', 'PX', ARGV[3])
+  return 1
+end
+return redis.call('DEL', KEYS[1])

@@ -47,6 +47,9 @@ SCRIPTS: Final = (ACQUIRE, EXTEND, STORE, GENERATION, PURGE_SOFT, PURGE_TAG)
 # the others, which begin with this life and get a longer one with an answer that is kept.
 LASTING: Final = 2
 FETCH_SECONDS: Final = 600.0
+# In place of a lock, for as long as those who wait for it may take to hear it; see store.lua.
+NOTHING: Final = b"nothing"
+NOTHING_MS: Final = 1000
 INDEX_SECONDS: Final = MAX_LIFE
 
 # Without a mirror nothing is pushed: generations are believed, and locks looked at again, for this long.
@@ -185,13 +188,19 @@ class Store:
         """
         return bool(await self._redis.run(EXTEND, [place.lock], [owner, self._lock_ms], bulk=True))
 
-    def release(self, place: Place, owner: str) -> None:
-        """Give the lock back without having stored anything; nobody waits for the reply."""
-        self._redis.run(STORE, [place.lock, place.entry], [owner, "", 0], bulk=True)
+    def release(self, place: Place, owner: str, *, nothing: bool = False) -> None:
+        """Give the lock back without having stored anything; nobody waits for the reply.
 
-    async def held(self, place: Place) -> bool:
-        """Whether somebody has the right to fetch."""
-        return await self._redis.read("GET", place.lock, bulk=True) is not None
+        Args:
+            nothing: tell those who wait for it that there will be nothing for them.
+        """
+        told = NOTHING_MS if nothing else 0
+        self._redis.run(STORE, [place.lock, place.entry], [owner, "", told], bulk=True)
+
+    async def holder(self, place: Place) -> bytes | None:
+        """Who has the right to fetch; `NOTHING` if he had, and there is nothing for those who waited."""
+        holder: bytes | None = await self._redis.read("GET", place.lock, bulk=True)
+        return holder
 
     def watch(self, place: Place) -> Watch:
         """Notices changes from now on. What it is to notice must be read after this."""

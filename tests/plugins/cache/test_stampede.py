@@ -190,6 +190,24 @@ async def test_those_who_wait_go_as_soon_as_the_head_says_that_it_cannot_be_stor
     assert (await holder).body == b"slow body"
 
 
+async def test_a_refusal_lets_those_who_wait_go_on_every_node(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, say: Say, redis_client: redis.asyncio.Redis
+) -> None:
+    """It leaves no mark, so that one client's refusal does not keep what is stored from the others; and yet the workers
+    do not ask one after the other."""
+    say("/a", "no-store", delay=0.3, status=404)
+    nodes = [await gateway(CACHE) for _ in range(4)]
+    holder = asyncio.ensure_future(ask(nodes[0]))
+    await lock_of(nodes[0], redis_client)
+    started = time.monotonic()
+    got = await asyncio.gather(*[ask(nodes[number % 4]) for number in range(20)])
+    assert time.monotonic() - started < 0.9, "the first one's answer, then their own"
+    assert {answer.status for answer in [*got, await holder]} == {404}
+    say("/a", "max-age=60", delay=0.1)
+    got = await asyncio.gather(*[ask(nodes[number % 4]) for number in range(20)])
+    assert len({answer.body for answer in got}) == 1, "those who come later wait for each other as ever"
+
+
 async def test_an_error_is_told_to_all_who_waited_for_it(
     gateway: StartGateway, upstream: UpstreamServer, ask: Client, say: Say
 ) -> None:
@@ -425,7 +443,7 @@ async def test_a_fetch_that_fails_after_its_answer_was_given_fails_the_others_on
     job.end.set_exception(ConnectionError("it broke off"))
     with pytest.raises(ConnectionError):
         await flight.land(5)
-    assert not await store.held(PLACE)
+    assert await store.holder(PLACE) is None
 
 
 @pytest.mark.parametrize("leaves", ["before the answer", "after it"])
@@ -482,7 +500,7 @@ async def test_nothing_is_refreshed_that_somebody_has_refreshed_meanwhile(gatewa
     assert ended is not None
     assert ended.how == AGAIN
     assert job.fetches == 0
-    assert not await store.held(PLACE)
+    assert await store.holder(PLACE) is None
 
 
 async def test_a_refresh_that_fails_is_left_to_the_next_request(gateway: StartGateway) -> None:
@@ -494,7 +512,7 @@ async def test_a_refresh_that_fails_is_left_to_the_next_request(gateway: StartGa
     job.end.set_exception(ConnectionError("it is away"))
     await eventually(lambda: flights.under_way(PLACE) is None)
     assert job.fetches == 1
-    assert not await store.held(PLACE)
+    assert await store.holder(PLACE) is None
 
 
 async def test_a_reload_goes_on_without_its_client(gateway: StartGateway) -> None:
@@ -504,11 +522,11 @@ async def test_a_reload_goes_on_without_its_client(gateway: StartGateway) -> Non
     await job.begun.wait()
     reloading.cancel()
     await asyncio.wait([reloading])
-    assert await store.held(PLACE)
+    assert await store.holder(PLACE) is not None
     job.end.set_result(Landing(FETCHED, PLACE))
 
     async def stored() -> bool:
-        return await job.look() is not None and not await store.held(PLACE)
+        return await job.look() is not None and await store.holder(PLACE) is None
 
     await eventually(stored)
 
