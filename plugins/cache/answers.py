@@ -11,9 +11,9 @@ from typing import Final
 from multidict import CIMultiDict
 
 from gateway.plugin import HIT, MISS, PASS, STALE, Response, problem
-from plugins.cache.conditions import not_modified
-from plugins.cache.entry import Entry, fields_of
+from plugins.cache.entry import Entry
 from plugins.cache.facts import Facts
+from plugins.cache.fitting import fit
 from plugins.cache.keys import Place
 
 NAME: Final = "gateway"
@@ -40,17 +40,16 @@ def hit(entry: Entry, now: float, place: Place) -> Response:
 
 
 def served(entry: Entry, facts: Facts, now: float, outcome: str, detail: str) -> Response:
-    """Any stored answer, or 304 where the client has it already.
+    """Any stored answer, or what of it the client wants.
 
     Args:
         outcome: `HIT`, `STALE`, or `MISS` for what had to be fetched.
         detail: the parameters of our member in `Cache-Status`.
     """
     head, names, body, status, reason = entry.head, entry.names, entry.body, entry.status, entry.reason
-    if facts.conditions and status == 200 and not_modified(facts.conditions, entry.fields()):
-        head, names = without_body(head)
-        names |= {*ADDED}
-        status, body, reason = 304, b"", None
+    if (fitted := fit(facts, status, head, body, entry.part)) is not None:
+        head, names, body = fitted.head, fitted.names | {*ADDED}, fitted.body
+        status, reason = fitted.status, None
     age = max(0, int(now - entry.plan.born))
     ours = f"Age: {age}\r\nX-Cache: {WORDS[outcome]}\r\nCache-Status: {entry.prior}{NAME}; {detail}\r\n"
     return Response.prebuilt(
@@ -58,14 +57,14 @@ def served(entry: Entry, facts: Facts, now: float, outcome: str, detail: str) ->
     )
 
 
-def conditional(response: Response, facts: Facts) -> Response:
-    """An answer that was not stored, or 304 where the client has it already: its condition was not passed on."""
-    if not facts.conditions or response.status != 200 or not isinstance(response.body, bytes):
+def tailored(response: Response, facts: Facts) -> Response:
+    """An answer that was fetched whole, as this client wants it: his conditions and ranges were not passed on."""
+    if response.status != 200 or not isinstance(response.body, bytes):
         return response
-    head = response.head()
-    if not not_modified(facts.conditions, fields_of(head)):
+    fitted = fit(facts, 200, response.head(), response.body)
+    if fitted is None:
         return response
-    return Response.prebuilt(304, *without_body(head), b"", outcome=response.outcome)
+    return Response.prebuilt(fitted.status, fitted.head, fitted.names, fitted.body, outcome=response.outcome)
 
 
 def mark(response: Response, outcome: str, detail: str) -> Response:
@@ -89,15 +88,3 @@ def not_stored() -> Response:
     """504 for a client that wants a stored answer or none (RFC 9111, section 5.2.1.7)."""
     response = problem(504, "Not in the cache", "The request asks for a stored answer (only-if-cached); there is none.")
     return mark(response, MISS, "fwd=request; detail=only-if-cached")
-
-
-def without_body(head: bytes) -> tuple[bytes, frozenset[bytes]]:
-    """A 304's header lines, and the names in them: what describes the body stays with it (RFC 9110, section 15.4.5)."""
-    lines = [line for line in head.split(b"\r\n") if line and not _describes_body(line)]
-    names = frozenset(line.partition(b":")[0].lower() for line in lines)
-    return b"".join([line + b"\r\n" for line in lines]), names
-
-
-def _describes_body(line: bytes) -> bool:
-    lower = line[:17].lower()
-    return lower.startswith(b"content-") and not lower.startswith(b"content-location")

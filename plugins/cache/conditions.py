@@ -15,6 +15,7 @@ from plugins.cache.syntax import parse_date
 
 # The fields of a client's own conditions: those are decided here, what is fetched has to be whole.
 CONDITIONS: Final = ("If-None-Match", "If-Modified-Since")
+RANGES: Final = ("Range", "If-Range")
 
 _ETAG: Final = re.compile(r'(?:W/)?("[^"]*")')
 
@@ -44,6 +45,11 @@ def opaque(etag: str) -> str | None:
     """What entity tags are the same by in the weak comparison (RFC 9110, section 8.8.3.2); None for what is none."""
     match = _ETAG.fullmatch(etag.strip())
     return match[1] if match is not None else None
+
+
+def is_strong(etag: str) -> bool:
+    """Whether an entity tag is one of the very bytes (RFC 9110, section 8.8.1)."""
+    return etag.startswith('"') and opaque(etag) == etag
 
 
 def validators(fields: CIMultiDict[str]) -> dict[str, str]:
@@ -81,6 +87,11 @@ def freshened(head: bytes, lines: bytes) -> bytes:
     names = {_name(line) for line in new}
     kept = [line for line in _lines(head) if _name(line) not in names]
     return b"".join([line + b"\r\n" for line in (*kept, *new)])
+
+
+def without(head: bytes, name: bytes) -> bytes:
+    """Header lines without those of a lower-cased name."""
+    return b"".join([line + b"\r\n" for line in _lines(head) if _name(line) != name])
 
 
 def _lines(head: bytes) -> list[bytes]:

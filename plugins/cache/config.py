@@ -128,4 +128,5 @@ class CacheConfig(PluginConfig):
             stale_if_error=self.stale_if_error,
             targeted=self.targeted,
             set_cookie=self.set_cookie,
+            early=self.early_refresh,
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from gateway.plugin import Request
+from plugins.cache.ranges import Spec, parse
 from plugins.cache.syntax import NO_DIRECTIVES, Directives, parse_directives
 
 MAX_KNOWN_NAMES: Final = 1024
@@ -15,10 +16,12 @@ NOTHING: Final = 0
 CACHE_CONTROL: Final = 1
 PRAGMA: Final = 2
 CONDITION: Final = 3
-PART: Final = 4
+PRECONDITION: Final = 4
 CREDENTIAL: Final = 5
 STEERING: Final = 6
 FORWARDED: Final = 7
+RANGE: Final = 8
+IF_RANGE: Final = 9
 
 _KINDS: Final = {
     b"cache-control": CACHE_CONTROL,
@@ -26,10 +29,10 @@ _KINDS: Final = {
     b"if-none-match": CONDITION,
     b"if-modified-since": CONDITION,
     b"authorization": CREDENTIAL,
-    b"range": PART,
-    b"if-range": PART,
-    b"if-match": PART,
-    b"if-unmodified-since": PART,
+    b"range": RANGE,
+    b"if-range": IF_RANGE,
+    b"if-match": PRECONDITION,
+    b"if-unmodified-since": PRECONDITION,
     # Some frameworks take these for the request's target or method: whoever sends them gets an entry of his own.
     b"x-original-url": STEERING,
     b"x-original-uri": STEERING,
@@ -60,7 +63,16 @@ _NODES: Final = re.compile(r'(?:for|by)=(?:"[\[\]0-9A-Fa-f:._-]*"|[\w.-]+)', re.
 class Facts:
     """What the header says. The class itself is bounded by the request's header."""
 
-    __slots__ = ("asked", "conditions", "cookies", "credentials", "partial", "steering")
+    __slots__ = (
+        "asked",
+        "conditions",
+        "cookies",
+        "credentials",
+        "if_range",
+        "precondition",
+        "ranges",
+        "steering",
+    )
 
     def __init__(self) -> None:
         self.asked: Directives = NO_DIRECTIVES
@@ -73,8 +85,11 @@ class Facts:
         """The other credentials, `Authorization` among them."""
         self.steering: tuple[str, ...] = ()
         """Fields that some upstreams take for the target or method."""
-        self.partial = False
-        """A part is asked for, or a condition stands that only the upstream can judge."""
+        self.precondition = False
+        """A condition stands that only the upstream can judge."""
+        self.ranges: tuple[Spec, ...] | None = None
+        """What parts are asked for; None: the whole, also where `Range` is to be ignored."""
+        self.if_range: str | None = None
 
     def who(self, identity: str | None) -> tuple[str, ...]:
         """Whom the answer is for: what tells apart requests that must never share one.
@@ -115,7 +130,7 @@ class FactsReader:
                 if found is None:
                     found = []
                 found.append((kind, name, value))
-        return NO_FACTS if found is None else _facts(found, "trusted" in request.state)
+        return NO_FACTS if found is None else _facts(found, request.method, "trusted" in request.state)
 
     def _learn(self, name: bytes) -> int:
         # Some upstreams read `_` as `-`.
@@ -130,10 +145,11 @@ class FactsReader:
         return kind
 
 
-def _facts(found: Sequence[tuple[int, bytes, bytes]], trusted: bool) -> Facts:
+def _facts(found: Sequence[tuple[int, bytes, bytes]], method: str, trusted: bool) -> Facts:
     facts = Facts()
     control: list[str] = []
     pragma = ""
+    ranges: list[str] = []
     conditions: dict[str, str] = {}
     for kind, raw, value in found:
         text = value.decode("utf-8", "surrogateescape")
@@ -144,8 +160,12 @@ def _facts(found: Sequence[tuple[int, bytes, bytes]], trusted: bool) -> Facts:
             pragma = text
         elif kind == CONDITION:
             conditions[name] = f"{conditions[name]},{text}" if name in conditions else text
-        elif kind == PART:
-            facts.partial = True
+        elif kind == PRECONDITION:
+            facts.precondition = True
+        elif kind == RANGE:
+            ranges.append(text)
+        elif kind == IF_RANGE:
+            facts.if_range = text if facts.if_range is None else f"{facts.if_range}, {text}"
         elif kind == CREDENTIAL:
             if name == "cookie":
                 facts.cookies += (name, text)
@@ -155,6 +175,8 @@ def _facts(found: Sequence[tuple[int, bytes, bytes]], trusted: bool) -> Facts:
             # Of the others, `X-Forwarded-*` and `Forwarded` are only passed on for a trusted proxy.
             facts.steering += (name, _NODES.sub("", text) if name == "forwarded" else text)
     facts.conditions = conditions
+    if ranges and method == "GET":  # RFC 9110, section 14.2: it means nothing for others
+        facts.ranges = parse(", ".join(ranges))
     if control:
         facts.asked = parse_directives(",".join(control))
     elif pragma.strip().lower() == "no-cache":

@@ -15,13 +15,15 @@ from multidict import CIMultiDict
 from gateway.plugin import Handler, RedisError, Request, Response, header_line, problem
 from plugins.cache.answers import ADDED, members
 from plugins.cache.bodies import close, whole
-from plugins.cache.conditions import CONDITIONS, confirms, freshened, matches_head, validators
-from plugins.cache.entry import Entry, Index, Stored, fields_of
+from plugins.cache.conditions import matches_head
+from plugins.cache.entry import Entry, Index, Part, Stored, fields_of
 from plugins.cache.entry import Uncacheable as Mark
+from plugins.cache.exchange import Exchange, renewed
 from plugins.cache.generations import fingerprints
 from plugins.cache.keys import Place
 from plugins.cache.lookup import Lookup, Visit
 from plugins.cache.policy import FRESH, Plan, Rules, control, ended, judge, left_out, only_once, plan, shared_error
+from plugins.cache.ranges import is_whole
 from plugins.cache.stampede import AGAIN, ALONE, FETCHED, FOUND, STALE, Answer, Landing
 from plugins.cache.store import INDEX_SECONDS
 from plugins.cache.syntax import MAX_VARY
@@ -82,17 +84,22 @@ class Errand:
 
     Args:
         visit: of the request that is sent; nobody else uses it meanwhile.
+        ranged: see `Exchange`.
     """
 
-    def __init__(self, fetcher: Fetcher, visit: Visit, request: Request, call_next: Handler) -> None:
+    def __init__(
+        self, fetcher: Fetcher, visit: Visit, request: Request, call_next: Handler, *, ranged: bool = False
+    ) -> None:
         self.place = visit.place
+        self._exchange = Exchange(
+            request, call_next, visit.stale, ranged=ranged, limit=fetcher.max_body, patience=fetcher.patience
+        )
         self._fetcher = fetcher
         self._store = fetcher.store
         self._visit = visit
         self._request = request
         self._call_next = call_next
         self._changes = request.changes
-        self._status = 0  # what the upstream answered with
 
     async def look(self) -> Landing | None:
         """Whether another worker has stored something that will do."""
@@ -104,7 +111,9 @@ class Errand:
         if found is None:
             return None
         if isinstance(found, Entry):
-            fresh = judge(found.plan, {}, self._fetcher.clock()) == FRESH
+            stale = self._visit.stale
+            newer = stale is None or found.plan.born > stale.plan.born
+            fresh = newer and found.part is None and judge(found.plan, {}, self._fetcher.clock()) == FRESH
             return Landing(FOUND, self.place, entry=found) if fresh else None
         return Landing(AGAIN if isinstance(found, Index) else ALONE, self.place)
 
@@ -116,7 +125,7 @@ class Errand:
         self._changes = dict(request.changes)
         sent = clock()
         try:
-            response = await self._exchange()
+            response = await self._exchange.answer()
         except Exception:
             if self._stale(clock()) is None:
                 raise
@@ -129,7 +138,9 @@ class Errand:
         mine = self._visit.whose(request)
         made = self._plan(response, fields, sent, received) if mine else "identity"
         body = None
-        if failed or isinstance(made, Plan):
+        if self._exchange.part is not None:
+            body = self._exchange.part[1]
+        elif failed or isinstance(made, Plan):
             try:
                 body = await whole(response, fields, self._fetcher.max_body, self._fetcher.patience)
             except Exception as error:
@@ -165,30 +176,6 @@ class Errand:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    async def _exchange(self) -> Response:
-        """The upstream's answer; where it confirms what is stored, that with the header brought up to date."""
-        request, stale = self._request, self._visit.stale
-        for name in CONDITIONS:
-            # What is stored has to be whole; whether this client has it already is decided here.
-            request.remove_header(name)
-        stored = stale.fields() if stale is not None else None
-        conditions = validators(stored) if stored is not None else {}
-        for name, value in conditions.items():
-            request.set_header(name, value)
-        response = await self._call_next(request)
-        if response.status != 304 or stale is None or stored is None or not conditions:
-            self._status = response.status
-            return response
-        if confirms(fields_of(response.head()), stored):
-            self._status = 304
-            return self._renewed(stale, response)
-        # It is about yet another answer: RFC 9111, section 4.3.4.
-        for name in conditions:
-            request.remove_header(name)
-        response = await self._call_next(request)
-        self._status = response.status
-        return response
-
     async def head(self) -> Response:
         """Have a HEAD answered; what that tells of the stored answer to a GET is kept (RFC 9111, section 4.3.5)."""
         request, stale, clock = self._request, self._visit.stale, self._fetcher.clock
@@ -199,13 +186,13 @@ class Errand:
         if stale is None or response.status != stale.status or not self._visit.whose(request):
             return response
         if matches_head(fields_of(response.head()), response.length, stale.fields(), len(stale.body)):
-            renewed = self._renewed(stale, response)
-            fields = fields_of(renewed.head())
-            made = self._plan(renewed, fields, sent, received)
+            fresh = renewed(stale, response)
+            fields = fields_of(fresh.head())
+            made = self._plan(fresh, fields, sent, received)
             if isinstance(made, str):
                 return response
             entry = self._entry(
-                renewed, fields, made, stale.body, (stale.generations, stale.hard), stale.tags, stale.cost
+                fresh, fields, made, stale.body, (stale.generations, stale.hard), stale.tags, stale.cost
             )
         else:
             entry = stale
@@ -217,15 +204,14 @@ class Errand:
             self._fetcher.complain(error)
         return response
 
-    @staticmethod
-    def _renewed(stale: Entry, response: Response) -> Response:
-        """What is stored, with its header brought up to date by an answer without a body."""
-        head = freshened(stale.head, response.head())
-        names = frozenset(line.partition(b":")[0].lower() for line in head.split(b"\r\n") if line)
-        return Response.prebuilt(stale.status, head, names, stale.body, reason=stale.reason)
-
     def _landing(self, how: str, place: Place, **more: Any) -> Landing:
-        return Landing(how, place, status=self._status, **more)
+        return Landing(how, place, status=self._exchange.status, **more)
+
+    @property
+    def _part(self) -> Part | None:
+        """What of the whole is to be kept; None: all."""
+        kept = self._exchange.part
+        return None if kept is None or is_whole(kept[0]) else kept[0]
 
     @property
     def _authorized(self) -> bool:
@@ -236,7 +222,8 @@ class Errand:
         if tags_for(self._request, fields, fetcher.tags, fetcher.templates) is None:
             return "tags"
         made = plan(
-            response.status,
+            # A part that can be kept is one of the whole.
+            200 if self._exchange.part is not None else response.status,
             fields,
             shared=not visit.who,
             authorized=self._authorized,
@@ -245,6 +232,8 @@ class Errand:
             received=received,
             chance=fetcher.chance(),
         )
+        if isinstance(made, Plan) and self._part is not None:
+            made = replace(made, refresh_from=0.0)  # it is no answer to most requests
         if isinstance(made, Plan) and visit.index is not None:
             # Once variants are told apart by a field, they stay so: another answer may have left it out of `Vary`.
             names = tuple(sorted({*made.vary, *visit.index.names}))
@@ -261,9 +250,12 @@ class Errand:
         tags: tuple[str, ...] = (),
         cost: float = 0.0,
     ) -> Entry:
-        rules = self._fetcher.rules
+        rules, part = self._fetcher.rules, self._part
+        status = response.status if self._exchange.part is None else 200 if part is None else 206
         out = left_out(control(fields, rules).directives, rules, shared=not self._visit.who)
         without = {*ADDED, *[name.encode("utf-8", "surrogateescape") for name in out]}
+        if self._exchange.part is not None:
+            without.add(b"content-range")
         lines = [line for line in response.head().split(b"\r\n") if line]
         named = [(line.partition(b":")[0].lower(), line) for line in lines]
         kept = [(name, line) for name, line in named if name not in without]
@@ -274,7 +266,7 @@ class Errand:
             head += header_line("Date", formatdate(self._fetcher.clock(), usegmt=True))
             names.append(b"date")
         return Entry(
-            response.status,
+            status,
             made,
             head,
             frozenset((*names, *ADDED)),
@@ -282,8 +274,9 @@ class Errand:
             generations=prints[0],
             hard=prints[1],
             tags=tags,
-            reason=response.reason,
+            reason=response.reason if status == response.status else None,
             prior=members(fields),
+            part=part,
             cost=cost,
         )
 
@@ -314,7 +307,7 @@ class Errand:
         now = self._fetcher.clock()
         kept = self._visit.stale
         if response.status >= 400 or (kept is not None and now < kept.plan.expires):
-            self._store.release(self.place, owner)
+            self._store.release(self.place, owner, nothing=True)
         else:
             try:
                 await self._store.write(self.place, owner, Mark(now + UNCACHEABLE_SECONDS), UNCACHEABLE_SECONDS)
@@ -349,7 +342,8 @@ class Errand:
             self._fetcher.complain(error)
             store.release(self.place, owner)
             detail = "detail=redis"
-        response.body, response.length = entry.body, None
+        if self._exchange.part is None:
+            response.body, response.length = entry.body, None
         if entry.plan.expires <= now:
             # It is there to be revalidated: who waits does that for himself.
             return self._landing(AGAIN, place, response=response, detail=detail)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from random import random
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.plugin import (
@@ -24,10 +25,12 @@ from gateway.plugin import (
     Response,
 )
 from plugins.cache import policy, stampede
-from plugins.cache.answers import conditional, hit, mark, not_stored, served
+from plugins.cache.answers import hit, mark, not_stored, served, tailored
 from plugins.cache.config import CacheConfig
+from plugins.cache.early import due
 from plugins.cache.entry import Entry, Uncacheable
 from plugins.cache.fetch import Errand, Fetcher
+from plugins.cache.fitting import has
 from plugins.cache.generations import Ending
 from plugins.cache.hot import RANK, HotKeys
 from plugins.cache.invalidation import changed_urls
@@ -48,6 +51,8 @@ logger = logging.getLogger("gateway.cache")
 
 # A flight may end with "look again"; after so many times the request goes to the upstream.
 MAX_LOOKS: Final = 3
+OUTCOMES: Final = {policy.FRESH: HIT, policy.STALE: STALE}
+FORWARDED: Final = {policy.RELOAD: "fwd=request", policy.EXPIRED: "fwd=stale"}
 REPORT_SECONDS: Final = 1.0
 RENEW_SECONDS: Final = 600.0
 
@@ -66,6 +71,7 @@ class Cache(Plugin):
     def __init__(self, config: CacheConfig, name: str) -> None:
         super().__init__(config, name)
         self.clock: Callable[[], float] = time.time
+        self.chance: Callable[[], float] = random
         self._number = f"{name}.number"
         self.report_seconds = REPORT_SECONDS
         self._reporter: asyncio.Task[None] | None = None
@@ -148,7 +154,7 @@ class Cache(Plugin):
         ):
             return None
         now = self.clock()
-        return hit(entry, now, target.address) if now < entry.plan.expires else None
+        return hit(entry, now, target.address) if now < entry.plan.refresh_from else None
 
     async def __call__(self, request: Request, call_next: Handler) -> Response:
         target: Target = request.state[self.name]
@@ -196,22 +202,24 @@ class Cache(Plugin):
             if found is not None:
                 now = self.clock()
                 verdict = policy.judge(found.plan, visit.facts.asked, now)
-                if verdict == policy.FRESH:
-                    if not visit.facts.conditions:
-                        return hit(found, now, visit.place)
-                    return served(found, visit.facts, now, HIT, f"hit; ttl={found.plan.expires - now:.0f}")
-                if verdict == policy.STALE:
-                    visit.stale = found
-                    self._refresh(visit, request, call_next)
-                    return served(found, visit.facts, now, STALE, f"hit; ttl={found.plan.expires - now:.0f}")
                 visit.stale = found
-                why = "fwd=request" if verdict == policy.RELOAD else "fwd=stale"
+                if has(visit.facts, found.part):
+                    if verdict == policy.STALE or (verdict == policy.FRESH and self._due(found, now)):
+                        self._refresh(visit, request, call_next)
+                    if verdict == policy.FRESH and visit.target.plain:
+                        return hit(found, now, visit.place)
+                    if verdict in OUTCOMES:
+                        told = f"hit; ttl={found.plan.expires - now:.0f}"
+                        return served(found, visit.facts, now, OUTCOMES[verdict], told)
+                why = FORWARDED.get(verdict, "fwd=partial")
             elif visit.index is not None:
                 why = "fwd=vary-miss"
             if "only-if-cached" in visit.facts.asked:
                 return not_stored()
             if request.method == "HEAD":
                 return await self._head(visit, request, call_next, why)
+            if visit.facts.ranges and (visit.stale is None or visit.stale.part is not None):
+                return await self._alone(visit, request, call_next, why, ranged=True)
             if visit.stale is not None and (why == "fwd=request" or visit.stale.plan.never_fresh):
                 return await self._alone(visit, request, call_next, why)
             if "no-cache" in visit.facts.asked:
@@ -254,9 +262,11 @@ class Cache(Plugin):
             place = self._lookup.place_of(visit, request, landing.names, request.changes)
         return landing.place.digest == place.digest and await self._lookup.usable(visit, entry) is entry
 
-    async def _alone(self, visit: Visit, request: Request, call_next: Handler, why: str) -> Response:
-        """A newer answer than what is stored, for everybody, unless somebody fetches one right now."""
-        landing = await self._flights.now(Errand(self._fetcher, visit, request, call_next))
+    async def _alone(
+        self, visit: Visit, request: Request, call_next: Handler, why: str, *, ranged: bool = False
+    ) -> Response:
+        """What others do not wait for: newer than what is stored, or a part. Unless somebody fetches it right now."""
+        landing = await self._flights.now(Errand(self._fetcher, visit, request, call_next, ranged=ranged))
         if landing is None:
             return await self._forward(request, call_next, why)
         if landing.response is not None:
@@ -276,7 +286,12 @@ class Cache(Plugin):
         detail = f"{why}; fwd-status={status}{'; ' if landing.detail else ''}{landing.detail}"
         if entry is not None and visit.facts.conditions and response.status == 200:
             return served(entry, visit.facts, self.clock(), MISS, detail)
-        return mark(conditional(response, visit.facts), MISS, detail)
+        return mark(tailored(response, visit.facts), MISS, detail)
+
+    def _due(self, found: Entry, now: float) -> bool:
+        """Whether what is fresh still is to be refreshed all the same, by chance (see `early`)."""
+        plan, beta = found.plan, self.config.early_refresh
+        return now >= plan.refresh_from and due(now, plan.expires, found.cost, beta, self.chance())
 
     def _refresh(self, visit: Visit, request: Request, call_next: Handler) -> None:
         """Fetch a fresh answer behind the client's back."""

@@ -11,6 +11,7 @@ from typing import Final
 
 from multidict import CIMultiDict
 
+from plugins.cache.early import window
 from plugins.cache.syntax import (
     MAX_SECONDS,
     NO_DIRECTIVES,
@@ -59,8 +60,7 @@ class Rules:
     stale_if_error: float = 0.0
     targeted: tuple[str, ...] = ()
     set_cookie: str = "refuse"
-    lead: float = 0.0
-    """For how many times its own `cost` before its end an answer may be refreshed early."""
+    early: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ def plan(
     windows = {**directives, "must-revalidate": None} if always else directives
     made = Plan(
         born=born,
-        refresh_from=min(expires, max(received, expires - rules.lead * (received - sent))),
+        refresh_from=window(received, expires, received - sent, rules.early) if expires > received else expires,
         expires=expires,
         stale_until=min(expires + _window(windows, "stale-while-revalidate", rules.stale_while_revalidate), last),
         error_until=min(expires + _window(windows, "stale-if-error", rules.stale_if_error), last),

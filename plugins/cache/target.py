@@ -88,7 +88,7 @@ class Target:
         self._common = (*asked[:4], None, (), steering, more) if scope == "auto" and self.who else None
         self.own = self.address = keys.address(*asked)
         self.at_common = False
-        self.plain = bypass is None and not facts.asked and not facts.conditions
+        self.plain = bypass is None and not facts.asked and not facts.conditions and not facts.ranges
         """Nothing special is asked for: what is stored and fresh is the answer."""
 
     def fits(self, request: Request, identity: str | None) -> bool:
@@ -323,8 +323,8 @@ class Targets:
             return "fwd=bypass; detail=body"
         if request.upgrade is not None:
             return "fwd=bypass; detail=upgrade"
-        if facts.partial:
-            return "fwd=bypass; detail=partial"
+        if facts.precondition:
+            return "fwd=bypass; detail=precondition"
         if "no-store" in facts.asked:
             return "fwd=request; detail=no-store"
         if unknown:

@@ -1,0 +1,78 @@
+"""What of an answer one client is given: all of it, 304 where he has it already, or the parts he asks for.
+
+RFC 9110, section 13.2.2, has the order: first the conditions, then `Range`.
+"""
+
+from __future__ import annotations
+
+from secrets import token_hex
+
+from gateway.plugin import header_line
+from plugins.cache.conditions import not_modified
+from plugins.cache.entry import Part, fields_of
+from plugins.cache.facts import Facts
+from plugins.cache.ranges import answer, honoured, part_of, satisfy
+
+BOUNDARY_BYTES = 16
+
+
+class Fitted:
+    """Status, header lines, the names in them, and body."""
+
+    __slots__ = ("body", "head", "names", "status")
+
+    def __init__(self, status: int, lines: list[bytes], body: bytes) -> None:
+        self.status = status
+        self.head = b"".join([line + b"\r\n" for line in lines])
+        self.names = frozenset(map(_name, lines))
+        self.body = body
+
+
+def fit(facts: Facts, status: int, head: bytes, body: bytes, part: Part | None = None) -> Fitted | None:
+    """What is given of an answer; None: just that.
+
+    Args:
+        facts: the request's.
+        head: the answer's header lines.
+        part: what its body is of the whole; None: all. It has what `facts` asks for (see `has`).
+    """
+    if status not in (200, 206) or not (facts.conditions or facts.ranges):
+        return None
+    fields = fields_of(head)
+    lines = [line for line in head.split(b"\r\n") if line]
+    if status == 200 and facts.conditions and not_modified(facts.conditions, fields):
+        # What describes the body stays with the body (RFC 9110, section 15.4.5).
+        return Fitted(304, [line for line in lines if not _describes_body(line)], b"")
+    if not facts.ranges:
+        return None
+    if not honoured(facts.if_range, fields.get("ETag", ""), fields.get("Last-Modified", ""), fields.get("Date", "")):
+        return None
+    first, complete = (0, len(body)) if part is None else (part[0], part[2])
+    slices = satisfy(facts.ranges, len(body)) if part is None else part_of(facts.ranges, *part)
+    if slices is None:
+        return None
+    kind = fields.get("Content-Type")
+    status, named, body = answer(body, slices, complete, kind, boundary=token_hex(BOUNDARY_BYTES), first=first)
+    if status == 200:
+        return None
+    new = [header_line(name, value).rstrip(b"\r\n") for name, value in named]
+    if status == 416:
+        return Fitted(416, new, body)
+    replaced = {_name(line) for line in new}
+    return Fitted(206, [line for line in lines if _name(line) not in replaced] + new, body)
+
+
+def has(facts: Facts, part: Part | None) -> bool:
+    """Whether what is stored is enough for this request."""
+    if part is None:
+        return True
+    return facts.ranges is not None and facts.if_range is None and part_of(facts.ranges, *part) is not None
+
+
+def _name(line: bytes) -> bytes:
+    return line.partition(b":")[0].lower()
+
+
+def _describes_body(line: bytes) -> bool:
+    lower = line[:17].lower()
+    return lower.startswith(b"content-") and not lower.startswith(b"content-location")
