@@ -145,14 +145,14 @@ class Tee:
 
 
 async def whole(
-    response: Response, *, max_body: int, patience: float, hand: Callable[[], None] | None = None
+    response: Response, *, max_body: int, patience: float, hand: Callable[[Response], None] | None = None
 ) -> bytes | None:
     """The body of an answer that is to be stored; None if it is longer than `max_body` bytes or slower than `patience`
     seconds, then the answer has it as a stream.
 
     Args:
-        hand: called before a body that may be large is waited for: from then on the answer, with a stream as its body,
-            is the client's. Otherwise the whole body becomes the answer's.
+        hand: called before a body that may be large is waited for, with an answer for the client: what is done to that
+            on its way does not show in what is stored. If it is called, the given one is not to be sent.
 
     Raises:
         Exception: the body broke off.
@@ -167,13 +167,16 @@ async def whole(
     response.body = tee
     handed = hand is not None and (length is None or length > SMALL_BODY)
     if hand is not None and handed:
-        hand()
+        head = response.head()
+        names = frozenset(line.partition(b":")[0].lower() for line in head.split(b"\r\n") if line)
+        outcome, reason = response.outcome, response.reason
+        hand(Response.prebuilt(response.status, head, names, tee, length=length, outcome=outcome, reason=reason))
     try:
         data = await tee.whole()
     except BaseException:
         if not handed:
             await tee.aclose()
         raise
-    if data is not None and not handed:
+    if data is not None:
         response.body, response.length = data, None
     return data

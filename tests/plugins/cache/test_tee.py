@@ -289,17 +289,29 @@ async def test_only_what_may_be_large_is_handed_out_before_it_is_whole(length: i
     source = Source(b"one", end=False)
     response = answer(source, length)
     handed: list[Response] = []
-    storing = asyncio.ensure_future(whole(response, max_body=1 << 20, patience=5, hand=lambda: handed.append(response)))
+    storing = asyncio.ensure_future(whole(response, max_body=1 << 20, patience=5, hand=handed.append))
     await eventually(lambda: source.read == 1)
     assert bool(handed) is early
     source.say(None)
     assert await storing == b"one"
-    if early:
-        assert isinstance(response.body, Tee)
-        assert await taken(response.body) == b"one"
-    else:
-        assert response.body == b"one"
-        assert response.length is None
+    assert response.body == b"one"
+    for given in handed:
+        assert given.length == length
+        assert isinstance(given.body, Tee)
+        assert await taken(given.body) == b"one"
+
+
+async def test_what_becomes_of_the_clients_answer_does_not_show_in_what_is_stored() -> None:
+    response = Response(203, {"X-Kept": "1"}, Source(b"one", b"two"))
+    handed: list[Response] = []
+    storing = asyncio.ensure_future(whole(response, max_body=1000, patience=5, hand=handed.append))
+    await eventually(lambda: handed)
+    (given,) = handed
+    assert (given.status, given.get("X-Kept")) == (203, "1")
+    given.set("X-Kept", "2")
+    given.set("Set-Cookie", "session=of-this-client")
+    assert await storing == b"onetwo"
+    assert response.head() == b"X-Kept: 1\r\n"
 
 
 async def test_without_a_client_to_hand_it_to_it_becomes_bytes() -> None:
