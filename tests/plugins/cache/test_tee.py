@@ -295,10 +295,10 @@ async def test_only_what_may_be_large_is_handed_out_before_it_is_whole(length: i
     source.say(None)
     assert await storing == b"one"
     assert response.body == b"one"
-    for given in handed:
-        assert given.length == length
-        assert isinstance(given.body, Tee)
-        assert await taken(given.body) == b"one"
+    for shown in handed:
+        assert shown.length == length
+        assert isinstance(shown.body, Tee)
+        assert await taken(shown.body) == b"one"
 
 
 async def test_what_becomes_of_the_clients_answer_does_not_show_in_what_is_stored() -> None:
@@ -306,10 +306,10 @@ async def test_what_becomes_of_the_clients_answer_does_not_show_in_what_is_store
     handed: list[Response] = []
     storing = asyncio.ensure_future(whole(response, max_body=1000, patience=5, hand=handed.append))
     await eventually(lambda: handed)
-    (given,) = handed
-    assert (given.status, given.get("X-Kept")) == (203, "1")
-    given.set("X-Kept", "2")
-    given.set("Set-Cookie", "session=of-this-client")
+    (shown,) = handed
+    assert (shown.status, shown.get("X-Kept")) == (203, "1")
+    shown.set("X-Kept", "2")
+    shown.set("Set-Cookie", "session=of-this-client")
     assert await storing == b"onetwo"
     assert response.head() == b"X-Kept: 1\r\n"
 
