@@ -8,11 +8,14 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from gateway.plugin import Network, PluginConfig, Seconds, Size
 from plugins.cache.policy import MAX_LIFE, Rules
+from plugins.cache.query import QueryRule
 from plugins.cache.rules import Rules as PurgeRules
 from plugins.cache.tags import parse_templates
 from plugins.cache.target import Scope
+from plugins.cache.vary import WRITTEN_BY_GATEWAY
 
 FieldName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$", max_length=100)]
+ParameterName = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9._~-]+\*?|\*)$", max_length=100)]
 MediaType = Annotated[str, StringConstraints(pattern=r"^[a-z0-9!#$&^_.+-]+/([a-z0-9!#$&^_.+-]+|\*)$", max_length=200)]
 Life = Annotated[Seconds, Field(le=MAX_LIFE)]
 
@@ -25,6 +28,15 @@ def _templates(texts: tuple[str, ...]) -> tuple[str, ...]:
 def _purge_rules(texts: tuple[str, ...]) -> tuple[str, ...]:
     PurgeRules(texts)
     return texts
+
+
+def _from_the_client(name: str) -> str:
+    if name.lower().replace("_", "-") in WRITTEN_BY_GATEWAY:
+        raise ValueError(f"{name} is written by the gateway, for each client anew; the key has scheme and host already")
+    return name
+
+
+KeyHeader = Annotated[FieldName, AfterValidator(_from_the_client)]
 
 
 class CacheConfig(PluginConfig):
@@ -74,6 +86,19 @@ class CacheConfig(PluginConfig):
     set_cookie: Literal["refuse", "strip", "store"] = Field(
         "refuse", description='Answers that set cookies are not stored; or "strip": without the cookies; "store": with.'
     )
+    # -- the key
+    ignore_query: tuple[ParameterName, ...] = Field(
+        (), description='Query parameters that do not count, by name or by how names begin: "utm_*".'
+    )
+    sort_query: bool = Field(False, description="Whether the order of parameters with different names does not count.")
+    key_headers: tuple[KeyHeader, ...] = Field((), description="Request fields whose values are a part of the key.")
+    key_cookies: tuple[FieldName, ...] = Field(
+        (), description="Cookies whose values are a part of the key; useful if Cookie is not among credentials."
+    )
+    methods: tuple[Literal["POST", "QUERY"], ...] = Field(
+        (), description="Methods that only search here: cached like GET, by content type and body too."
+    )
+    max_key_body: Size = Field(64 << 10, description="A request with a longer body is not cached.")
     # -- bounds
     max_body: Size = Field(1 << 20, description="Longer answers are not stored.")
     compress_over: Size = Field(
@@ -113,6 +138,10 @@ class CacheConfig(PluginConfig):
         1000, ge=1, description="Reads of Redis a second, of the whole fleet, from which on a key is spread."
     )
     shards: int = Field(4, ge=1, le=64, description="How many copies such a key is spread over; 1: none.")
+
+    def query_rule(self) -> QueryRule:
+        """What of a query counts."""
+        return QueryRule(self.ignore_query, self.sort_query)
 
     def rules(self) -> Rules:
         """What of it `policy` needs."""

@@ -95,11 +95,14 @@ class Keys:
     Args:
         prefix: of `[redis]`.
         name: the plugin's: two caches in one chain do not share entries.
+        whole_paths: targets are simplified (see `query`): whoever purges one spelling cannot know where its answer
+            lies, and so ends all queries of its path.
     """
 
-    def __init__(self, prefix: str, name: str) -> None:
+    def __init__(self, prefix: str, name: str, *, whole_paths: bool = False) -> None:
         self.prefix = prefix
         self.name = name
+        self._url = of_path if whole_paths else of_url
         self._known: Remembered[tuple[object, ...], Address] = Remembered(MAX_KNOWN)
         self.hot = f"{prefix}:hot".encode()
 
@@ -136,7 +139,7 @@ class Keys:
             steering: fields that some upstreams take for the method or target.
             more: whatever else counts (see `Targets`); no two kinds of it may have the same texts.
         """
-        names = [everything(self.prefix), of_route(self.prefix, route), of_url(self.prefix, host, target)]
+        names = [everything(self.prefix), of_route(self.prefix, route), self._url(self.prefix, host, target)]
         if identity is not None:
             names += [of_user(self.prefix, user) for user in users_of(identity)]
         name = digest(
@@ -179,16 +182,25 @@ def of_url(prefix: str, host: str, target: str) -> bytes:
 
     Args:
         host: as clients send it in `Host`; the schemes' own ports may be left out, and a final dot.
-        target: path and query, byte for byte as clients send them, but for what the configuration ignores (see
-            `query.spellings`); an empty query may be left out.
+        target: path and query, byte for byte as clients send them; an empty query may be left out.
     """
+    if target.endswith("?") and target.count("?") == 1:
+        target = target[:-1]
+    return f"{prefix}:gen:url:{digest('url', *_authority(host), target)}".encode()
+
+
+def of_path(prefix: str, host: str, target: str) -> bytes:
+    """The same for all queries of a URL's path, where several spellings of a query may share an answer."""
+    return f"{prefix}:gen:url:{digest('path', *_authority(host), target.partition('?')[0])}".encode()
+
+
+def _authority(host: str) -> tuple[str, str]:
+    """Host and port, however they are spelled."""
     name, port = host.lower(), ""
     if match := _PORT.fullmatch(name):
         name, port = match.groups()
         port = "" if port in IMPLIED_PORTS else port
-    if target.endswith("?") and target.count("?") == 1:
-        target = target[:-1]
-    return f"{prefix}:gen:url:{digest('url', name.rstrip('.'), port, target)}".encode()
+    return name.rstrip("."), port
 
 
 def of_user(prefix: str, identity: str) -> bytes:

@@ -42,7 +42,7 @@ from plugins.cache.rules import Rules
 from plugins.cache.stampede import Flights
 from plugins.cache.store import SCRIPTS, Store
 from plugins.cache.tags import parse_templates
-from plugins.cache.target import SAFE, Target, Targets
+from plugins.cache.target import Target, Targets
 
 if TYPE_CHECKING:
     from gateway.plugin import Worker
@@ -79,12 +79,23 @@ class Cache(Plugin):
     async def start(self, worker: Worker) -> None:
         config, redis = self.config, worker.redis
         redis.register(*SCRIPTS, RANK)
-        keys = Keys(redis.prefix, self.name)
+        query = config.query_rule()
+        keys = Keys(redis.prefix, self.name, whole_paths=bool(query))
         self._redis = redis
         self._store = Store(redis, lock_ttl=config.lock_ttl)
         self._hot = HotKeys(keys.hot, threshold=config.hot_threshold, shards=config.shards, clock=time.monotonic)
         self._flights = Flights(self._store, lock_ttl=config.lock_ttl, wait_timeout=config.wait_timeout)
-        self._targets = Targets(keys, scope=config.scope, credentials=config.credentials)
+        self._targets = Targets(
+            keys,
+            scope=config.scope,
+            credentials=config.credentials,
+            upstreams={name: f"{table.url} {table.host}" for name, table in worker.config.upstreams.items()},
+            query=query,
+            key_headers=config.key_headers,
+            key_cookies=config.key_cookies,
+            methods=config.methods,
+            max_key_body=config.max_key_body,
+        )
         self._lookup = Lookup(self._store, self._targets, self._hot, clock=self._now)
         self._fetcher = Fetcher(
             self._lookup,
@@ -158,6 +169,8 @@ class Cache(Plugin):
 
     async def __call__(self, request: Request, call_next: Handler) -> Response:
         target: Target = request.state[self.name]
+        if target.unread:
+            target = request.state[self.name] = await self._targets.with_body(request, target)
         if target.bypass is not None:
             return await self._bypass(target, request, call_next)
         visit = Visit(request, target, request.state.get(self._number, 0), request.answers.get(self))
@@ -166,7 +179,7 @@ class Cache(Plugin):
     async def _bypass(self, target: Target, request: Request, call_next: Handler) -> Response:
         if self._purging.takes(request):
             return await self._purging.answer(request)
-        changing = request.method not in SAFE
+        changing = target.unsafe
         try:
             response = await call_next(request)
         except asyncio.CancelledError:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from plugins.cache.generations import Command, Ending
-from plugins.cache.keys import everything, of_route, of_tag, of_url, of_user
+from plugins.cache.keys import everything, of_path, of_route, of_tag, of_url, of_user
 
 if TYPE_CHECKING:
     import redis
@@ -93,7 +93,7 @@ class Purge:
 
     def endings(self, prefix: str) -> list[Ending]:
         """The generations to end, one for each thing that is named."""
-        names = [of_url(prefix, host, target) for host, target in self.urls]
+        names = [of(prefix, host, target) for host, target in self.urls for of in (of_url, of_path)]
         names += [of_user(prefix, user) for user in self.users]
         names += [of_route(prefix, route) for route in self.routes]
         if self.everything:

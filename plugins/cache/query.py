@@ -3,12 +3,13 @@
 What the upstream gets is never changed. A key is only simplified where no server could read the query otherwise:
 attackers hide a parameter from a cache that the server then finds (`utm_x=1;admin=1`, `%75tm_x`), and what the server
 answers would be stored for all who ask without it.
+
+Purges know nothing of these rules: they end the generation of the path too, on which simplified targets hang.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_to_bytes
@@ -69,8 +70,3 @@ def _plain(piece: str) -> bool:
     if not _PLAIN_NAME.fullmatch(name):
         return False
     return value.isalnum() or not _SEPARATING.search(unquote_to_bytes(value.encode("utf-8", "surrogateescape")))
-
-
-def spellings(target: str, rules: Iterable[QueryRule]) -> list[str]:
-    """All targets under which a URL may be stored, where these rules are in use: what its purge must reach."""
-    return list(dict.fromkeys((target, *[rule(target) for rule in rules])))

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 from gateway.plugin import Remembered, Request
 from plugins.cache.body_key import body_key, key_of
 from plugins.cache.facts import Facts, FactsReader
-from plugins.cache.keys import Address, Keys, of_url
+from plugins.cache.keys import Address, Keys
 from plugins.cache.query import AS_IT_IS, QueryRule
 from plugins.cache.vary import CookieNames, selecting
 
@@ -234,10 +234,6 @@ class Targets:
             target.bypass, target.unread = "fwd=bypass; detail=body-too-long", False
             return target
         return self._target(request, request.identity, unknown=request.identity_pending, content=content)
-
-    def url(self, host: str, target: str) -> bytes:
-        """The generation of a URL, for its purge; see `keys.of_url`."""
-        return of_url(self.keys.prefix, host, self.query(target))
 
     def learn(self, request: Request, target: Target) -> None:
         """An answer for all was found at `target.common`, or stored there: look there first from now on."""
