@@ -1,4 +1,4 @@
-"""What a plugin's commands need: the configuration, Redis as it says, and a place to print.
+"""What a plugin's commands and admin routes need: the configuration, Redis as it says, and a place to print.
 
 A plugin's module or package has its commands in the attribute `commands`, a `typer.Typer`:
 
@@ -6,12 +6,15 @@ A plugin's module or package has its commands in the attribute `commands`, a `ty
     def show(name: str) -> None:
         with open_console() as console:
             console.print(console.redis.get(f"{console.prefix}:{name}"))
+
+What the admin listener tells too (`gateway.admin.routes`) is written once, for a `Context`: `console.run(...)`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +23,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import redis as redis_py
 import rich.console
 import typer
-from pydantic import ValidationError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from gateway.admin.context import Context, client, plugins_of, requests_at
+from gateway.admin.routes import AdminRoutes, Document, Query
 from gateway.config import FILE_NAME, Config, ConfigError, Overrides, redact
 from gateway.config.reading import read, validate
-from gateway.loader import find, make_plugins
 from gateway.plugin import Plugin
 
 if TYPE_CHECKING:
@@ -39,7 +42,19 @@ PIPE_WIDTH: Final = 200
 WRONG_CONFIG: Final = 2
 MAX_SECRET: Final = 64 << 10
 
+__all__ = [
+    "AdminRoutes",
+    "Console",
+    "Context",
+    "Document",
+    "Query",
+    "open_console",
+    "read_secret",
+    "settings",
+]
+
 P = TypeVar("P", bound=Plugin)
+T = TypeVar("T")
 
 
 @dataclass
@@ -61,12 +76,14 @@ class Console:
         source: what errors name.
         folder: where a configuration's own plugins lie.
         redis: a connection of redis-py, with replies as bytes.
+        url: where that Redis is.
     """
 
-    def __init__(self, config: Config, source: str, folder: Path, redis: Redis) -> None:
+    def __init__(self, config: Config, source: str, folder: Path, redis: Redis, url: str) -> None:
         self.config = config
         self.redis = redis
         self.prefix = config.redis.prefix
+        self._url = url
         self._source = source
         self._folder = folder
         width = None if sys.stdout.isatty() else PIPE_WIDTH
@@ -84,31 +101,30 @@ class Console:
     def plugins(self, kind: type[P]) -> list[P]:
         """The configuration's plugins of a class, so that a command finds the keys they use; else one with defaults.
 
-        One that is not enabled counts too: what it has in Redis is still there. What is wrong with other plugins is
-        no reason not to revoke a session.
+        Raises:
+            typer.Exit: one of them is wrong, or there must be one and is not; it was told.
         """
-        tables = {
-            name: table.model_copy(update={"enabled": True})
-            for name, table in self.config.plugins.items()
-            if self._is(table.use or name, kind)
-        }
-        made, problems = make_plugins(tables, self._folder)
-        if problems:
-            raise _fail(str(ConfigError(self._source, problems)), WRONG_CONFIG)
         try:
-            return [plugin for plugin in made.values() if isinstance(plugin, kind)] or [
-                kind(kind.Config(), kind.__name__)
-            ]
-        except ValidationError:
-            raise _fail(
-                f"{self._source} has no {kind.__name__}; give another with --config FILE", WRONG_CONFIG
-            ) from None
+            return plugins_of(self.config, self._folder, kind, self._source)
+        except ConfigError as error:
+            raise _fail(str(error), WRONG_CONFIG) from None
 
-    def _is(self, use: str, kind: type[Plugin]) -> bool:
+    def run(self, work: Callable[[Context], Awaitable[T]]) -> T:
+        """Do what the admin listener does too: with a client of redis.asyncio, in a loop of its own.
+
+        Raises:
+            typer.Exit: the configuration is wrong; it was told.
+        """
+
+        async def run() -> T:
+            async with client(self._url, TIMEOUT_SECONDS) as redis:
+                context = Context(self.config, self._folder, redis, lambda: requests_at(self.config.admin))
+                return await work(context)
+
         try:
-            return issubclass(find(use, self._folder), kind)
-        except LookupError:
-            return False
+            return asyncio.run(run())
+        except ConfigError as error:
+            raise _fail(str(error), WRONG_CONFIG) from None
 
 
 @contextmanager
@@ -128,7 +144,7 @@ def open_console(config_path: Path | None = None) -> Iterator[Console]:
     redis = _client(url)
     try:
         redis.ping()
-        yield Console(config, source, folder, redis)
+        yield Console(config, source, folder, redis, url)
     except redis_py.RedisError as error:
         raise _fail(f"Redis at {redact(url)}: {error}") from None
     finally:

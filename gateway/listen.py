@@ -48,9 +48,15 @@ class Listeners:
         return port
 
     @property
+    def host(self) -> str:
+        """The IP address it is bound to."""
+        host: str = self._where[0]
+        return host
+
+    @property
     def url(self) -> str:
         """Where a client on this machine reaches it."""
-        host = self._where[0]
+        host = self.host
         if host in ("::", "0.0.0.0"):  # noqa: S104
             host = "127.0.0.1"
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"

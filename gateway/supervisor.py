@@ -246,7 +246,7 @@ class Supervisor:
         # What fails most often comes first, and before anything is started.
         self._listeners = Listeners(config.server.listen, backlog=config.server.backlog)
         if config.admin.enabled:
-            self._admin = Admin(self)
+            self._admin = Admin(self, self._path.absolute().parent if self._path else None)
             await self._admin.start(Listeners(config.admin.listen, key="admin.listen"))
         self.slots = await self._make_slots(config)
         await asyncio.gather(*(slot.ready() for slot in self.slots))

@@ -1,8 +1,9 @@
-"""Health and metrics of all workers, served by the parent on a listener of its own.
+"""Health and metrics of all workers, and the plugins' own routes, served by the parent on a listener of its own.
 
     GET /_gateway/health            200; "status" is "ok", or "degraded" while a worker or its Redis is away
     GET /_gateway/health?ready      503 instead, unless every worker accepts connections: for load balancers
     GET /_gateway/metrics           Prometheus' text format, added up over all workers
+    /_gateway/{group}/...           what plugins add (`gateway.admin.routes`)
 
 `degraded` is no 503 by itself: what a gateway does without Redis is each plugin's `on_redis_failure`, and a load
 balancer that takes away all nodes at once because of Redis would turn that into an outage.
@@ -11,19 +12,26 @@ balancer that takes away all nodes at once because of Redis would turn that into
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import orjson
 from aiohttp import web
 
+from gateway.admin.context import Context, Requests, requests_in
+from gateway.admin.guard import NOT_STORED, guard, is_loopback, problems
+from gateway.admin.plugins import MAX_BODY, RedisClient, mount
 from gateway.config import Config
 from gateway.control import WorkerProcess
 from gateway.listen import Listeners
 from gateway.observe.exposition import CONTENT_TYPE, render
-from gateway.observe.metrics import Metrics, Snapshot
+from gateway.observe.metrics import Metrics, Snapshot, merge
+
+logger = logging.getLogger("gateway.admin")
 
 COLLECT_SECONDS: Final = 1.0
 """A worker that does not answer by then is shown as such."""
@@ -52,25 +60,44 @@ class Node(Protocol):
 
 
 class Admin:
-    """The admin listener."""
+    """The admin listener.
 
-    def __init__(self, node: Node) -> None:
+    Args:
+        node: what is shown.
+        folder: where the configuration's own plugins lie.
+    """
+
+    def __init__(self, node: Node, folder: Path | None = None) -> None:
         self.url = ""
         self._node = node
+        self._folder = folder or Path.cwd()
         self._listeners: Listeners | None = None
-        app = web.Application(middlewares=[problems])
+        self._loopback = True
+        self._redis = RedisClient()
+        app = web.Application(
+            middlewares=[problems, guard(self._token, lambda: self._loopback)], client_max_size=MAX_BODY
+        )
         app.router.add_get("/_gateway/health", self._health)
         app.router.add_get("/_gateway/metrics", self._metrics)
+        mount(app, self._context)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
 
     async def start(self, listeners: Listeners) -> None:
         self._listeners = listeners
         self.url = listeners.url
+        self._loopback = is_loopback(listeners.host)
+        if not self._loopback and not self._token():
+            logger.warning(
+                "admin.listen: whoever reaches %s can look into the gateway and purge its caches; set admin.token, or"
+                " listen on 127.0.0.1",
+                listeners.address,
+            )
         await self._runner.setup()
         await web.SockSite(self._runner, listeners.take(0)).start()
 
     async def stop(self) -> None:
         await self._runner.cleanup()
+        await self._redis.close()
         if self._listeners is not None:
             self._listeners.close()
 
@@ -114,15 +141,26 @@ class Admin:
         )
 
     async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=render(await self._snapshots()), headers=NOT_STORED | {"Content-Type": CONTENT_TYPE})
+
+    async def _snapshots(self) -> list[Snapshot]:
         snapshots = [self._node.metrics.snapshot(), self._node.retired]
         for _, process, _ in await self._collect():
             # One that did not answer counts as it was: a sum that falls would read as a restart.
             if process is not None and process.snapshot is not None:
                 snapshots.append(process.snapshot["metrics"])
-        return web.Response(body=render(snapshots), headers=NOT_STORED | {"Content-Type": CONTENT_TYPE})
+        return snapshots
 
+    def _token(self) -> str:
+        return self._node.config.admin.token.get_secret_value()
 
-NOT_STORED: Final = {"Cache-Control": "no-store"}
+    async def _context(self) -> Context:
+        config = self._node.config
+        redis = await self._redis.get(config.redis)
+        return Context(config, self._folder, redis, self._requests)
+
+    async def _requests(self) -> Requests:
+        return requests_in(merge(await self._snapshots()))
 
 
 async def _ask(process: WorkerProcess | None) -> bool:
@@ -150,20 +188,6 @@ def worker_state(number: int, process: WorkerProcess | None, answers: bool) -> d
     }
     state["mirror"] = {"entries": told["mirror_entries"], "bytes": told["mirror_bytes"]}
     return state
-
-
-@web.middleware
-async def problems(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """aiohttp's refusals as problem documents (RFC 9457)."""
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        headers = NOT_STORED | {name: error.headers[name] for name in ("Allow",) if name in error.headers}
-        document = {"type": "about:blank", "title": error.reason, "status": error.status}
-        body = orjson.dumps(document)
-        return web.Response(status=error.status, body=body, content_type="application/problem+json", headers=headers)
 
 
 def _version() -> str:

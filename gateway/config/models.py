@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from gateway.config.values import Address, HttpUrl, Methods, Network, PathPattern, RedisUrl, Seconds, Size, UpstreamHost
 
@@ -61,9 +61,12 @@ class RedisTable(Table):
 
 
 class Admin(Table):
-    """Health and metrics, on a listener of their own."""
+    """Health, metrics and what plugins add, on a listener of their own."""
 
     listen: Address = Field("127.0.0.1:9090", description="Address and port of /_gateway/health and /_gateway/metrics.")
+    token: SecretStr = Field(
+        SecretStr(""), description="Bearer token for all but /_gateway/health; empty: whoever reaches it may ask."
+    )
     enabled: bool = Field(True, description="Whether to listen at all.")
 
 

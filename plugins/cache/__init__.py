@@ -20,9 +20,18 @@ rules.py      what a change purges
 tags.py       what answers can be purged by
 answers.py    stored answers for the wire; X-Cache and Cache-Status
 plugin.py     the flow of a request
+
+Beside requests, for those who look after it:
+
+explain.py    what the cache makes of a request, and what it has for it
+stats.py      what is stored, and how well it does
+ranked.py     the ranking of hot keys
+admin.py      these and purging on the admin listener
+commands/     the same as `gateway cache ...`, and warming
 """
 
+from plugins.cache.admin import admin
 from plugins.cache.commands import commands
 from plugins.cache.plugin import Cache
 
-__all__ = ["Cache", "commands"]
+__all__ = ["Cache", "admin", "commands"]

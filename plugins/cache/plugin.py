@@ -45,6 +45,7 @@ from plugins.cache.tags import parse_templates
 from plugins.cache.target import Target, Targets
 
 if TYPE_CHECKING:
+    from gateway.console import Context
     from gateway.plugin import Worker
 
 logger = logging.getLogger("gateway.cache")
@@ -76,26 +77,30 @@ class Cache(Plugin):
         self.report_seconds = REPORT_SECONDS
         self._reporter: asyncio.Task[None] | None = None
 
-    async def start(self, worker: Worker) -> None:
-        config, redis = self.config, worker.redis
-        redis.register(*SCRIPTS, RANK)
-        query = config.query_rule()
-        keys = Keys(redis.prefix, self.name, whole_paths=bool(query))
-        self._redis = redis
-        self._store = Store(redis, lock_ttl=config.lock_ttl)
-        self._hot = HotKeys(keys.hot, threshold=config.hot_threshold, shards=config.shards, clock=time.monotonic)
-        self._flights = Flights(self._store, lock_ttl=config.lock_ttl, wait_timeout=config.wait_timeout)
-        self._targets = Targets(
-            keys,
+    def targets(self, seen: Worker | Context) -> Targets:
+        """What tells which answer a request is for: workers go by it, and so does who explains what they do."""
+        config, query = self.config, self.config.query_rule()
+        return Targets(
+            Keys(seen.config.redis.prefix, self.name, whole_paths=bool(query)),
             scope=config.scope,
             credentials=config.credentials,
-            upstreams={name: f"{table.url} {table.host}" for name, table in worker.config.upstreams.items()},
+            upstreams={name: f"{table.url} {table.host}" for name, table in seen.config.upstreams.items()},
             query=query,
             key_headers=config.key_headers,
             key_cookies=config.key_cookies,
             methods=config.methods,
             max_key_body=config.max_key_body,
         )
+
+    async def start(self, worker: Worker) -> None:
+        config, redis = self.config, worker.redis
+        redis.register(*SCRIPTS, RANK)
+        self._targets = self.targets(worker)
+        keys = self._targets.keys
+        self._redis = redis
+        self._store = Store(redis, lock_ttl=config.lock_ttl)
+        self._hot = HotKeys(keys.hot, threshold=config.hot_threshold, shards=config.shards, clock=time.monotonic)
+        self._flights = Flights(self._store, lock_ttl=config.lock_ttl, wait_timeout=config.wait_timeout)
         self._lookup = Lookup(self._store, self._targets, self._hot, clock=self._now)
         self._fetcher = Fetcher(
             self._lookup,

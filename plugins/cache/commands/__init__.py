@@ -2,16 +2,21 @@
 
 import typer
 
+from plugins.cache.commands.explain import explain
+from plugins.cache.commands.hot import hot
 from plugins.cache.commands.purge import purge
+from plugins.cache.commands.stats import stats
+from plugins.cache.commands.warm import warm
 
 __all__ = ["commands"]
 
-commands = typer.Typer(name="cache", help="Purge stored answers.", no_args_is_help=True)
+commands = typer.Typer(name="cache", help="Look into the cache, warm it, purge it.", no_args_is_help=True)
 
 
 @commands.callback()
 def group() -> None:
-    """Purge stored answers."""
+    """Look into the cache, warm it, purge it."""
 
 
-commands.command()(purge)
+for command in (explain, hot, purge, stats, warm):
+    commands.command()(command)
