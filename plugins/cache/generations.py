@@ -39,6 +39,7 @@ PURGED: Final = b"purged-"
 SOFT_MARK: Final = b"~"
 # Until the year 2286: a longer one is none of ours.
 MAX_TIME_DIGITS: Final = 16
+MOMENT: Final = 0.001
 
 Command = tuple[bytes | str | int, ...]
 
@@ -132,6 +133,8 @@ def softened(entry: Entry, at: float, now: float) -> Entry:
     expires = min(plan.expires, at, now)
     left.plan = replace(
         plan,
+        # One that was purged while it was fetched was fresh for a moment too: who revalidates it does so for all.
+        born=plan.born if plan.never_fresh else min(plan.born, expires - MOMENT),
         refresh_from=min(plan.refresh_from, expires),
         expires=expires,
         stale_until=expires + plan.stale_until - plan.expires,
