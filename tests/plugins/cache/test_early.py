@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import exp
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from plugins.cache.early import CUT, MIN_COST, due, window
+from tests.conftest import StartGateway
+from tests.harness import UpstreamServer, eventually
+from tests.plugins.cache.conftest import Client, Clock
 
 NOW = 1_800_000_000.0
 spans = st.floats(0.0, 10_000.0)
@@ -74,3 +79,33 @@ def test_the_busier_the_sooner_and_never_too_late_under_load() -> None:
     # A refresh that begins at least its own cost before the end is there in time: nobody waits.
     assert sum(begun >= cost for begun in fast) >= 199
     assert max(fast) < CUT * cost
+
+
+async def test_who_draws_a_refresh_is_served_what_is_there_and_the_next_one_what_is_new(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, say: Callable[..., None], clock: Clock
+) -> None:
+    node = await gateway({"plugins": {"cache": {}}})
+    plugin: Any = node.plugins["cache"]
+    clock.stand(node)
+    say("/a", "max-age=100")
+    await ask(node)
+    longest, shortest = 1 - 1e-10, 0.0
+    plugin.chance = lambda: longest
+    clock.pass_by(99)
+    assert (await ask(node)).body == b"/a 1"
+    assert upstream.count("/a") == 1, "the window has not begun"
+    plugin.chance = lambda: shortest
+    clock.pass_by(0.9)
+    assert (await ask(node)).body == b"/a 1"
+    assert upstream.count("/a") == 1, "it has, but nobody has drawn"
+    plugin.chance = lambda: longest
+    got = await ask(node)
+    assert (got.cache, got.body) == ("HIT", b"/a 1")
+
+    async def refreshed() -> bool:
+        got = await ask(node)
+        assert got.cache == "HIT"
+        return got.body == b"/a 2"
+
+    await eventually(refreshed)
+    assert upstream.count("/a") == 2
