@@ -43,7 +43,7 @@ def stalls(here: Lab) -> Finding:
         figures |= {f"samples_{connections}": buckets[math.inf], f"p999_{connections}": p999}
         figures[f"max_{connections}"] = longest
         found.append(
-            f"{connections} connection{'s' if connections > 1 else ''}: p99.9 within {p999:g} ms, longest within {longest:g} ms"
-            f" ({buckets[math.inf]:.0f} samples)"
+            f"with {connections} connection{'s' if connections > 1 else ''} p99.9 within {p999:g} ms,"
+            f" longest within {longest:g} ms ({buckets[math.inf]:.0f} samples)"
         )
     return Finding("loop lag under the chain", "; ".join(found) + "; the timers' own part is 1 ms", figures=figures)

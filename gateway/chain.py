@@ -12,7 +12,7 @@ comes back when that is there. A plugin with a `__call__`, the upstream, and a R
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -47,18 +47,19 @@ class Chain:
         self._begin: Callable[[Request], Asked | None] | None = getattr(upstream, "begin", None)
         self._redis = redis
         self._asks = tuple((plugin, plugin.ask) for plugin in plugins if _has(plugin, "ask"))
-        # What each plugin does on the way down: (plugin, its check, whether it asks, whether it has a `__call__`)
-        self._steps: tuple[tuple[Plugin, Check | None, bool, bool], ...] = tuple(
-            (
-                plugin,
-                plugin.check if _has(plugin, "check") else None,
-                _has(plugin, "ask"),
-                _has(plugin, "__call__"),
-            )
-            for plugin in plugins
+        # What each plugin does on the way down: (its number, plugin, its check, whether it has a `__call__`)
+        self._steps: tuple[tuple[int, Plugin, Check | None, bool], ...] = tuple(
+            (number, plugin, plugin.check if _has(plugin, "check") else None, _has(plugin, "__call__"))
+            for number, plugin in enumerate(plugins)
         )
-        numbered = reversed(list(enumerate(plugins)))
-        self._finishes = tuple((number, plugin.finish) for number, plugin in numbered if _has(plugin, "finish"))
+        # By how far down a request is: what is left to do on its way down, and on its way back.
+        self._down = tuple(self._steps[depth:] for depth in range(len(plugins) + 1))
+        self._up = tuple(
+            tuple(
+                (number, plugins[number].finish) for number in reversed(range(depth)) if _has(plugins[number], "finish")
+            )
+            for depth in range(len(plugins) + 1)
+        )
 
     def __repr__(self) -> str:
         return f"<Chain {' -> '.join([plugin.name for plugin in self.plugins] + ['upstream'])}>"
@@ -92,26 +93,25 @@ class Chain:
             The answer. Or None: when `request.waiting` is ready, call this again; where that is None too, `rest`.
         """
         answers = request.answers
-        for position in range(request.depth, len(self._steps)):
-            plugin, check, asks, coroutine = self._steps[position]
+        for position, plugin, check, coroutine in self._down[request.depth]:
             if check is not None:
                 reply = None
-                answer = answers.get(plugin) if asks else None
+                answer = answers.get(plugin)
                 if answer is not None:
                     if answer is LATER:
                         answer = self._ask_now(plugin, request)
-                    if not answer.ready or answer.error is not None:
-                        request.depth = position
-                        request.waiting = None if answer.ready else last_of(answers.values(), answer)
-                        return None
                     reply = answer.value
+                    if reply is None and not (answer.ready and answer.error is None):
+                        request.depth = position
+                        request.waiting = None if answer.ready else last_of(answers, answer)
+                        return None
                 response = check(request, reply)
-                if response is LATER:
+                if response is not None:
+                    if response is not LATER:
+                        return self._back(request, base, position, response)
                     request.depth = position
                     answers[plugin] = self._ask_now(plugin, request)
                     return self.go_on(request, base)
-                if response is not None:
-                    return self._back(request, base, position, response)
             if coroutine:
                 request.depth = position
                 request.waiting = None
@@ -146,9 +146,10 @@ class Chain:
 
     def _back(self, request: Request, base: int, position: int, response: Response) -> Response:
         """The answer's way past the plugins before `position`, the innermost first."""
-        for number, finish in self._finishes:
-            if base <= number < position:
-                finish(request, response)
+        for number, finish in self._up[position]:
+            if number < base:
+                break
+            finish(request, response)
         return response
 
     # -- in a task ---------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ class Chain:
 
         The choice is only possible while `call_next` was not called: afterwards the upstream may have acted.
         """
-        plugin, check, _, coroutine = self._steps[position]
+        _, plugin, check, coroutine = self._steps[position]
 
         async def call_next(request: Request) -> Response:
             request.depth = position + 1
@@ -200,7 +201,7 @@ class Chain:
         return unavailable()
 
 
-def last_of(answers: Iterable[Any], first: Answer) -> Answer:
+def last_of(answers: dict[Plugin, Answer | Later], first: Answer) -> Answer:
     """Which of a request's pending answers to wait for: the last that is not bulky.
 
     Those before it came with it, as replies keep their order: the request is woken once and not for each. But a
@@ -208,9 +209,9 @@ def last_of(answers: Iterable[Any], first: Answer) -> Answer:
     """
     if first.bulky:
         return first
-    for answer in answers:
+    for answer in reversed(answers.values()):
         if answer is not LATER and not answer.ready and not answer.bulky:
-            first = answer
+            return answer
     return first
 
 

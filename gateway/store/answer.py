@@ -43,7 +43,7 @@ class Answer:
 
     Attributes:
         ready: whether `value` or `error` tell already.
-        value: the reply.
+        value: the reply; None as long as there is none.
         error: why there is none; awaiting the answer raises it.
         bulky: it may be large, and come long after others.
     """
@@ -94,16 +94,27 @@ class Down(Answer):
         self.error = error
 
 
+class _Several(list[Callable[[Answer], None]]):
+    """Callbacks as one: most replies have one asker, a read may have many."""
+
+    def __call__(self, answer: Answer) -> None:
+        for callback in self:
+            try:
+                callback(answer)
+            except Exception:
+                logger.exception("redis: handling a reply failed")
+
+
 class Reply(Answer):
     """A reply that is on its way. A link calls `settle` or `fail`, each at most once; what comes late is dropped."""
 
-    __slots__ = ("_callbacks", "error", "ready", "value")
+    __slots__ = ("_callback", "error", "ready", "value")
 
     def __init__(self) -> None:
         self.ready = False
         self.value = None
         self.error = None
-        self._callbacks: list[Callable[[Answer], None]] | None = None
+        self._callback: Callable[[Answer], None] | None = None
 
     def __repr__(self) -> str:
         state = "pending" if not self.ready else repr(self.error or self.value)
@@ -129,22 +140,23 @@ class Reply(Answer):
 
     def _arrived(self) -> None:
         self.ready = True
-        callbacks, self._callbacks = self._callbacks, None
-        if callbacks is not None:
-            for callback in callbacks:
-                try:
-                    callback(self)
-                except Exception:
-                    # Whatever an asker does wrong, the replies behind this one belong to others.
-                    logger.exception("redis: handling a reply failed")
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            try:
+                callback(self)
+            except Exception:
+                # Whatever an asker does wrong, the replies behind this one belong to others.
+                logger.exception("redis: handling a reply failed")
 
     def then(self, callback: Callable[[Answer], None]) -> None:
         if self.ready:
             callback(self)
-        elif self._callbacks is None:
-            self._callbacks = [callback]
+        elif self._callback is None:
+            self._callback = callback
+        elif type(self._callback) is _Several:
+            self._callback.append(callback)
         else:
-            self._callbacks.append(callback)
+            self._callback = _Several((self._callback, callback))
 
     def __await__(self) -> Generator[Any, None, Any]:
         if not self.ready:

@@ -88,8 +88,7 @@ class Link:
         self._reader = hiredis.Reader(notEnoughData=NOT_COMPLETE)
         self._outbox: list[bytes] = []
         self._waiting: deque[Reply | None] = deque()
-        self._asked = 0  # how many entries were ever put into _waiting on this connection
-        self._replied = 0
+        self._asked = 0  # how many commands were ever written on this connection
         self._batches: deque[tuple[int, float]] = deque()  # (_asked at the flush, when)
         self._timer: asyncio.TimerHandle | None = None
         self._heard = 0.0
@@ -154,12 +153,10 @@ class Link:
                     self._on_push(reply)
                     continue
                 entry = waiting.popleft()
-                self._replied += 1
-                if entry is None:
-                    if isinstance(reply, hiredis.ReplyError):
-                        logger.warning("redis: a command nobody waits for failed: %s", reply)
-                else:
+                if entry is not None:
                     entry.settle(reply)
+                elif isinstance(reply, hiredis.ReplyError):
+                    logger.warning("redis: a command nobody waits for failed: %s", reply)
         except (hiredis.HiredisError, IndexError) as error:
             # Neither garbage nor a reply too many leaves a queue that can be trusted.
             self._drop(f"protocol error: {error or 'a reply nobody asked for'}")
@@ -241,7 +238,7 @@ class Link:
     async def _connect(self) -> None:
         where: dict[str, Any] = dict(parse_url(self.options.url))
         self._reader = hiredis.Reader(notEnoughData=NOT_COMPLETE)
-        self._asked = self._replied = 0
+        self._asked = 0
         path = where.get("path")
         if path:
             await self._loop.create_unix_connection(lambda: _Wire(self), path)
@@ -297,12 +294,13 @@ class Link:
         """End what waits for longer than `timeout`; look again when the next is due."""
         now, timeout = self._loop.time(), self.options.timeout
         batches = self._batches
-        while batches and batches[0][0] <= self._replied:
+        replied = self._asked + len(self._outbox) - len(self._waiting)
+        while batches and batches[0][0] <= replied:
             batches.popleft()
         late = 0
         while batches and batches[0][1] + timeout <= now:
             late = batches.popleft()[0]
-        for entry in list(self._waiting)[: max(0, late - self._replied)] if late else ():
+        for entry in list(self._waiting)[: max(0, late - replied)] if late else ():
             if entry is not None and entry.fail(RedisTimeout(f"no reply from Redis within {timeout * 1000:.0f} ms")):
                 self.timeouts += 1
         self._timer = self._loop.call_at(batches[0][1] + timeout, self._expire) if batches else None

@@ -155,7 +155,7 @@ class Redis:
             return Down(self._why(link))
         for key in call.keys:
             self.mirror.drop(key)
-        reply = _Run(self, link, call)
+        reply = _Run(self, call)
         self._send(link, call.packed, reply)
         return reply
 
@@ -283,7 +283,7 @@ class _Reading(Reply):
     def __init__(self, redis: Redis, key: bytes, parse: Callable[[Any], Any] | None) -> None:
         # Not by super(): this runs for each question.
         self.ready = False
-        self.value = self.error = self._callbacks = None
+        self.value = self.error = self._callback = None
         self._redis = redis
         self._key = key
         self._parse = parse
@@ -335,29 +335,33 @@ class _Gets(Reply):
 class _Run(Reply):
     """A script call in flight; sends the source where Redis has forgotten the hash."""
 
-    __slots__ = ("_call", "_link", "_redis", "_retried")
+    __slots__ = ("_call", "_redis")
 
-    def __init__(self, redis: Redis, link: Link, call: Call) -> None:
+    def __init__(self, redis: Redis, call: Call) -> None:
         self.ready = False
-        self.value = self.error = self._callbacks = None
+        self.value = self.error = self._callback = None
         self._redis = redis
-        self._link = link
-        self._call = call
-        self._retried = False
+        self._call: Call | None = call
 
     def settle(self, reply: Any) -> None:
-        if (
-            type(reply) is hiredis.ReplyError
-            and str(reply).startswith("NOSCRIPT")
-            and not self._retried
-            and self._link.up
-        ):
-            self._retried = True
-            call = self._call
+        if type(reply) is hiredis.ReplyError:
+            if not self._sent_again(reply):
+                super().settle(reply)
+        elif not self.ready:
+            self.value = reply
+            self._arrived()
+
+    def _sent_again(self, error: hiredis.ReplyError) -> bool:
+        """Whether it was the hash that was not known, and the source is on its way now."""
+        call, self._call = self._call, None
+        if call is None or not str(error).startswith("NOSCRIPT"):
+            return False
+        redis = self._redis
+        link = redis._bulk if call.bulk else redis._main
+        if link.up:
             packed = pack(("EVAL", call.script.source, len(call.keys), *call.keys, *call.args))
-            self._redis._send(self._link, packed, self)
-            return
-        super().settle(reply)
+            redis._send(link, packed, self)
+        return link.up
 
 
 def _key(key: Part) -> bytes:

@@ -41,9 +41,10 @@ MAX_LEVEL: Final = 2**53
 
 QUOTA_EXCEEDED: Final = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 REFUSAL_FIELDS: Final = frozenset({b"content-type", b"cache-control", b"retry-after"})
+# In `Request.state`: where the client stands with its tightest limit so far, as (the plugin, its script's reply).
 STANDING: Final = "rate_limit"
 STANDING_FIELDS: Final = frozenset({b"x-ratelimit-limit", b"x-ratelimit-remaining", b"x-ratelimit-reset"})
-STANDING_LINES: Final = b"X-RateLimit-Limit: %d\r\nX-RateLimit-Remaining: %d\r\nX-RateLimit-Reset: %d\r\n"
+STANDING_LINES: Final = b"X-RateLimit-Limit: %d\r\nX-RateLimit-Remaining: %%d\r\nX-RateLimit-Reset: %%d\r\n"
 
 LimitText = Annotated[
     Limit, PlainValidator(parse_limit), WithJsonSchema({"type": "string", "examples": ["100/minute", "5/10s"]})
@@ -53,24 +54,6 @@ By = Annotated[
     BeforeValidator(parse_by),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
-
-
-class Standing:
-    """Where a client stands with its tightest limit so far.
-
-    Args:
-        plugin: whose limit it is, and `number` which of its limits, from 1.
-        remaining: requests that are allowed now.
-        wait: microseconds until one more is.
-    """
-
-    __slots__ = ("number", "plugin", "remaining", "wait")
-
-    def __init__(self, plugin: RateLimit, number: int, remaining: int, wait: int) -> None:
-        self.plugin = plugin
-        self.number = number
-        self.remaining = remaining
-        self.wait = wait
 
 
 class RateLimit(Plugin):
@@ -132,6 +115,7 @@ class RateLimit(Plugin):
             Limit(limit.text, limit.count, limit.period, config.burst or limit.count) for limit in config.limits
         ]
         self.local = LocalLimits(config.algorithm, self.limits)
+        self._lines = [STANDING_LINES % limit.capacity for limit in self.limits]
         self._script = SCRIPTS[config.algorithm]
         self._args = arguments(config.algorithm, self.limits)
         self._who = who_by(config.by, config.ipv6_prefix)
@@ -165,24 +149,19 @@ class RateLimit(Plugin):
             return LATER  # it has counted for somebody else, who was on this connection's credentials before
         allowed = reply[0]
         # Another rate limit on the way may be tighter: the tightest one tells.
-        remaining, wait = reply[2], reply[3]
         best = request.state.get(STANDING)
-        if best is None or not allowed or (remaining, -wait) < (best.remaining, -best.wait):
-            request.state[STANDING] = Standing(self, reply[1], remaining, wait)
+        if best is None or not allowed or tightness(reply) < tightness(best[1]):
+            request.state[STANDING] = (self, reply)
         if allowed:
             return None
-        response = self._refuse(tuple(reply[4:]), wait)
+        response = self._refuse(tuple(reply[4:]), reply[3])
         self.finish(request, response)
         return response
 
     def finish(self, request: Request, response: Response) -> None:
-        standing: Standing = request.state[STANDING]
-        if standing.plugin is self and self.config.headers:
-            response.set_lines(
-                STANDING_FIELDS,
-                STANDING_LINES
-                % (self.limits[standing.number - 1].capacity, standing.remaining, seconds(standing.wait)),
-            )
+        plugin, reply = request.state[STANDING]
+        if plugin is self and self.config.headers:
+            response.set_lines(STANDING_FIELDS, self._lines[reply[1] - 1] % (reply[2], seconds(reply[3])))
 
     async def without_redis(self, request: Request, call_next: Handler) -> Response:
         request.state.pop(self._guess, None)
@@ -227,6 +206,11 @@ def arguments(algorithm: Algorithm, limits: Sequence[Limit]) -> tuple[bytes, ...
         if algorithm == "token_bucket":
             numbers.append(limit.capacity)
     return tuple(b"%d" % number for number in numbers)
+
+
+def tightness(reply: Sequence[int]) -> tuple[int, int]:
+    """How tight a limit is by its script's reply: the lower, the tighter."""
+    return reply[2], -reply[3]
 
 
 def seconds(microseconds: int) -> int:
