@@ -17,6 +17,7 @@ from gateway.plugin import Response
 from plugins.cache.entry import Entry, Stored
 from plugins.cache.keys import Address, Keys
 from plugins.cache.policy import Plan, Rules, plan
+from plugins.cache.purge import Purge
 from plugins.cache.stampede import AGAIN, FETCHED, FOUND, Answer, Flights, Landing
 from plugins.cache.store import Store
 from tests.conftest import StartGateway
@@ -501,6 +502,25 @@ async def test_nothing_is_refreshed_that_somebody_has_refreshed_meanwhile(gatewa
     assert ended.how == AGAIN
     assert job.fetches == 0
     assert await store.holder(PLACE) is None
+
+
+async def test_what_was_purged_softly_is_refreshed_while_it_is_served(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, say: Say
+) -> None:
+    say("/a", "max-age=60, stale-while-revalidate=60")
+    node = await gateway(CACHE)
+    await ask(node)
+    plugin: Any = node.plugins["cache"]
+    await plugin._store.purge(*Purge([("api.test", "/a")], soft=True).endings("gateway"))
+    got = await ask(node)
+    assert (got.cache, got.body) == ("STALE", b"/a 1")
+
+    async def refreshed() -> bool:
+        got = await ask(node)
+        return (got.cache, got.body) == ("HIT", b"/a 2")
+
+    await eventually(refreshed)
+    assert upstream.count("/a") == 2
 
 
 async def test_a_refresh_that_fails_is_left_to_the_next_request(gateway: StartGateway) -> None:
