@@ -29,7 +29,7 @@ from redis.retry import Retry
 from gateway.admin.context import Context, client, plugins_of, requests_at
 from gateway.admin.routes import AdminRoutes, Document, Query
 from gateway.config import FILE_NAME, Config, ConfigError, Overrides, redact
-from gateway.config.reading import read, validate
+from gateway.config.reading import UPSTREAM_URL, read, validate
 from gateway.plugin import Plugin
 
 if TYPE_CHECKING:
@@ -128,18 +128,19 @@ class Console:
 
 
 @contextmanager
-def open_console(config_path: Path | None = None) -> Iterator[Console]:
+def open_console(config_path: Path | None = None, *, upstream: str | None = None) -> Iterator[Console]:
     """Read the configuration and connect to its Redis, for one command.
 
     What Redis or the network then refuses ends the command with one line.
 
     Args:
         config_path: instead of `--config`; without both, `config.toml` in the working directory if there is one.
+        upstream: where the upstream called default is, instead of what the configuration says.
 
     Raises:
         typer.Exit: with 2 for a wrong configuration, with 1 if Redis cannot be reached or refuses.
     """
-    config, source, folder = _configuration(config_path or settings.config)
+    config, source, folder = _configuration(config_path or settings.config, upstream)
     url = _redis_url(config)
     redis = _client(url)
     try:
@@ -156,10 +157,11 @@ def read_secret(argument: str) -> str:
     return sys.stdin.readline(MAX_SECRET).strip() if argument == "-" else argument
 
 
-def _configuration(path: Path | None) -> tuple[Config, str, Path]:
+def _configuration(path: Path | None, upstream: str | None) -> tuple[Config, str, Path]:
     if path is None and Path(FILE_NAME).exists():
         path = Path(FILE_NAME)
-    overrides: Overrides = {("redis", "url"): settings.redis} if settings.redis else {}
+    given = {("redis", "url"): settings.redis, UPSTREAM_URL: upstream}
+    overrides: Overrides = {key: value for key, value in given.items() if value}
     try:
         draft = read(path, overrides=overrides)
         if not draft.tables.get("upstreams"):

@@ -6,7 +6,7 @@ Neither serves a request. What a worker would make of one, and what Redis has, i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
@@ -21,7 +21,7 @@ from gateway.connection import BadRequest, Connection
 from gateway.loader import find, make_plugins
 from gateway.observe.metrics import Snapshot
 from gateway.plugin import Plugin
-from gateway.request import Request
+from gateway.request import BodyTooLarge, Request
 from gateway.response import header_line
 from gateway.worker import Worker
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # Workers load the plugins' commands and routes too, and with them this module: what only an operator's question needs
 # is imported where it is asked.
 
+FRAMING: Final = {"content-length", "transfer-encoding"}
 PROXY: Final = ("forwarded", "x-forwarded")
 NO_REDIS: Final = "redis://127.0.0.1:1"
 LOCAL: Final = "127.0.0.1"
@@ -83,7 +84,9 @@ class Context:
         """Where an upstream is, without its password."""
         return redact(self.config.upstreams[name].url)
 
-    def request(self, method: str, url: str, fields: Iterable[tuple[str, str]] = ()) -> Request:
+    def request(
+        self, method: str, url: str, fields: Iterable[tuple[str, str]] = (), body: bytes | None = None
+    ) -> Request:
         """What a worker would make of a request: its route, host, path and header, read by the same code.
 
         Nothing is sent, and no plugin has seen it. It has come from a trusted proxy if the configuration has any and
@@ -92,11 +95,15 @@ class Context:
         Args:
             url: as clients see it, `http://host/path?query`.
             fields: the header fields the client sends; `Host` is the URL's where it is not among them.
+            body: None for a request without one.
 
         Raises:
             ValueError: it is no request that a worker would take.
         """
-        return trial(self.config, method, url, fields)
+        request = trial(self.config, method, url, fields)
+        if body is not None:
+            request.body = GivenBody(body)
+        return request
 
 
 def plugins_of(config: Config, folder: Path, kind: type[P], source: str = "configuration") -> list[P]:
@@ -194,6 +201,25 @@ async def requests_at(table: Admin) -> Requests | None:
 # -- a request that nobody sends -----------------------------------------------------------------------
 
 
+class GivenBody:
+    """A body that is here already."""
+
+    def __init__(self, body: bytes) -> None:
+        self.length: int | None = len(body)
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._body
+
+    async def read(self, limit: int) -> bytes:
+        if len(self._body) > limit:
+            raise BodyTooLarge
+        return self._body
+
+    async def peek(self, limit: int) -> bytes | None:
+        return self._body if len(self._body) <= limit else None
+
+
 def trial(config: Config, method: str, url: str, fields: Iterable[tuple[str, str]] = ()) -> Request:
     """See `Context.request`."""
     parts = urlsplit(url)
@@ -203,6 +229,8 @@ def trial(config: Config, method: str, url: str, fields: Iterable[tuple[str, str
     target = url.partition("#")[0].partition("://")[2][len(parts.netloc) :]
     target = target if target.startswith("/") else "/" + target
     names = {name.lower() for name, _ in given}
+    if framing := names & FRAMING:
+        raise ValueError(f"{framing.pop()}: leave it out; how long the body is can be seen")
     behind_proxy = bool(config.server.trusted_proxies) and (
         parts.scheme == "https" or any(name.startswith(PROXY) for name in names)
     )

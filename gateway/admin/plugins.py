@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import orjson
 import redis.exceptions
@@ -28,8 +28,12 @@ BODY_SECONDS: Final = 5.0
 REDIS_SECONDS: Final = 1.0
 """One command of an operator may take longer than one of a request, but not for ever."""
 MAX_BODY: Final = 64 << 10
+MAX_AT_ONCE: Final = 8
+"""More requests than these, of all plugins' routes together, are refused: they share a process with health."""
 
-T = TypeVar("T")
+RETRY: Final = {"Retry-After": "1"}
+
+Handle = Callable[[web.Request], Awaitable[web.Response]]
 
 
 class NoRedis(Exception):
@@ -80,14 +84,25 @@ def mount(app: web.Application, context: Callable[[], Awaitable[Context]]) -> No
     Args:
         context: what each request's handler gets.
     """
+    room = asyncio.Semaphore(MAX_AT_ONCE)
     for routes in plugin_routes():
         for path, reading in routes.readings.items():
-            app.router.add_get(path, _tell(reading, context))
+            app.router.add_get(path, _bounded(_tell(reading, context), room))
         for path, change in routes.changes.items():
-            app.router.add_post(path, _change(change, context))
+            app.router.add_post(path, _bounded(_change(change, context), room))
 
 
-def _tell(reading: Reading, context: Callable[[], Awaitable[Context]]) -> Callable[[web.Request], Any]:
+def _bounded(handle: Handle, room: asyncio.Semaphore) -> Handle:
+    async def handle_if_there_is_room(request: web.Request) -> web.Response:
+        if room.locked():
+            return problem(503, "Too many at once", "Try again shortly.", RETRY)
+        async with room:
+            return await handle(request)
+
+    return handle_if_there_is_room
+
+
+def _tell(reading: Reading, context: Callable[[], Awaitable[Context]]) -> Handle:
     async def handle(request: web.Request) -> web.Response:
         async def work() -> Document:
             return await reading(await context(), {name: request.query[name] for name in request.query})
@@ -97,7 +112,7 @@ def _tell(reading: Reading, context: Callable[[], Awaitable[Context]]) -> Callab
     return handle
 
 
-def _change(change: Change, context: Callable[[], Awaitable[Context]]) -> Callable[[web.Request], Any]:
+def _change(change: Change, context: Callable[[], Awaitable[Context]]) -> Handle:
     async def handle(request: web.Request) -> web.Response:
         try:
             async with asyncio.timeout(BODY_SECONDS):
@@ -121,15 +136,14 @@ def _change(change: Change, context: Callable[[], Awaitable[Context]]) -> Callab
 
 async def _answer(work: Callable[[], Awaitable[Document]]) -> web.Response:
     """What a plugin returns, or why not."""
-    retry = {"Retry-After": "1"}
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
             document = await work()
     except TimeoutError:
-        return problem(503, "Took too long", f"There was no answer within {ANSWER_SECONDS:g} s.", retry)
+        return problem(503, "Took too long", f"There was no answer within {ANSWER_SECONDS:g} s.", RETRY)
     except (NoRedis, redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
         logger.warning("admin: Redis cannot be reached: %s", error)
-        return problem(503, "Redis cannot be reached", "Try again shortly; /_gateway/health tells more.", retry)
+        return problem(503, "Redis cannot be reached", "Try again shortly; /_gateway/health tells more.", RETRY)
     except redis.exceptions.RedisError as error:
         logger.warning("admin: Redis refused a command: %s", error)
         return problem(502, "Redis refused a command", "The gateway's log says which.")

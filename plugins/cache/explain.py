@@ -16,20 +16,22 @@ from gateway.console import Context, Document
 from gateway.plugin import Request, users_of
 from plugins.cache import policy
 from plugins.cache.entry import Entry, Index, Stored, Uncacheable, decode
+from plugins.cache.fitting import has
 from plugins.cache.generations import SOFT, VALID, VOID, Standing, purged_at, softened, standing
 from plugins.cache.keys import Place, everything, of_path, of_route, of_tag, of_url, of_user
 from plugins.cache.plugin import Cache
-from plugins.cache.target import NOT_READ, Target
+from plugins.cache.target import NOT_READ, Target, Targets
 from plugins.cache.vary import selecting
 
 # Why the cache has nothing to do with a request: the words that `Cache-Status` has for it, and those for people.
 BYPASSES: Final = {
     "fwd=method": "neither GET, HEAD nor one of methods = [...]",
-    NOT_READ: "its answer is kept by its body, which cannot be given here",
+    NOT_READ: "its answer is kept by its body, which was not given",
+    "fwd=bypass; detail=body-too-long": "its body is longer than max_key_body",
     "fwd=bypass; detail=body": "it has a body",
     "fwd=bypass; detail=condition": "it has a condition, and is neither GET, HEAD nor QUERY",
     "fwd=bypass; detail=upgrade": "it asks for another protocol",
-    "fwd=bypass; detail=partial": "it asks for a part, or has a condition that only the upstream can judge",
+    "fwd=bypass; detail=precondition": "it has a condition that only the upstream can judge",
     "fwd=request; detail=no-store": "its own Cache-Control says no-store",
     "fwd=bypass; detail=no-identity": 'scope = "user" keeps nothing for requests that speak for nobody',
 }
@@ -43,12 +45,14 @@ class Asked:
     Args:
         url: as clients see it.
         fields: the header fields that clients send.
+        body: what they send behind these; None: nothing.
         user: whom a plugin before the cache finds it to speak for.
     """
 
     url: str
     method: str = "GET"
     fields: Sequence[tuple[str, str]] = ()
+    body: bytes | None = None
     user: str | None = None
 
 
@@ -85,7 +89,7 @@ async def explain(context: Context, asked: Asked) -> Document:
         ValueError: it is no request that a worker would take.
         redis.exceptions.RedisError: Redis cannot tell.
     """
-    request = context.request(asked.method, asked.url, asked.fields)
+    request = context.request(asked.method, asked.url, asked.fields, asked.body)
     table = request.route.table
     told: Document = {"url": asked.url, "method": request.method, "route": None, "cache": None, "key": None}
     told |= {"bypass": None, "stored": None, "generations": [], "lock": None}
@@ -101,15 +105,18 @@ async def explain(context: Context, asked: Asked) -> Document:
     told["before_cache"] = list(table.plugins[: table.plugins.index(plugin.name)])
     if asked.user is not None:
         request.speaks_for(asked.user)
-    target = plugin.targets(context).target(request, request.identity, unknown=False)
-    told["key"] = key_of(context, target, request, plugin)
+    targets = plugin.targets(context)
+    target = targets.target(request, request.identity, unknown=False)
+    if target.unread and asked.body is not None:
+        target = await targets.with_body(request, target)
+    told["key"] = key_of(context, target, targets, request, plugin)
     if target.bypass is not None:
         told["bypass"] = target.bypass
         return told | {"verdict": f"BYPASS: {BYPASSES.get(target.bypass, target.bypass)}"}
     return told | await _stored(context, target, request, time.time())
 
 
-def key_of(context: Context, target: Target, request: Request, plugin: Cache) -> Document:
+def key_of(context: Context, target: Target, targets: Targets, request: Request, plugin: Cache) -> Document:
     """What the key is made of. Of credentials only the names are told."""
     who: tuple[str, ...] = target.who
     whose = list(who[1::2])
@@ -124,9 +131,12 @@ def key_of(context: Context, target: Target, request: Request, plugin: Cache) ->
             "upstream": context.upstream(request.route.table.upstream),
             "scheme": request.scheme,
             "host": request.host,
-            "target": request.target,
+            "target": targets.query(request.target),
             "who": whose,
             "steering": list(target.facts.steering[::2]),
+            "fields": list(plugin.config.key_headers),
+            "cookies": list(plugin.config.key_cookies),
+            "body": ["the body"] if request.body is not None and not target.unread else [],
         },
     }
 
@@ -230,6 +240,8 @@ def _verdict(entry: Entry, target: Target, left: Standing, now: float) -> str:
     """What a request would get."""
     if left is VOID:
         return "MISS: what is stored was purged"
+    if not has(target.facts, entry.part):
+        return "MISS: only a part is stored, and not the one that is asked for"
     verdict = policy.judge(entry.plan, target.facts.asked, now)
     if verdict == policy.FRESH:
         return f"HIT: fresh for another {entry.plan.expires - now:.0f} s"

@@ -237,3 +237,17 @@ async def test_another_redis_after_a_reload(admin: Admin, own_valkey: Valkey) ->
                 await (await admin._redis.get(admin._node.config.redis)).set("gateway:lock:x", "owner")
             async with session.get(f"{admin.url}/_gateway/cache/stats") as answer:
                 assert (await answer.json())["keys"] == keys
+
+
+async def test_only_so_many_at_once(own_valkey: Valkey) -> None:
+    admin = await started(redis={"url": own_valkey.url})
+    try:
+        own_valkey.pause()
+        asked = [ask(admin, "cache/hot") for _ in range(admin_plugins.MAX_AT_ONCE + 3)]
+        titles = sorted(problem["title"] for _, problem in await asyncio.gather(*asked))
+        assert titles == ["Redis cannot be reached"] * admin_plugins.MAX_AT_ONCE + ["Too many at once"] * 3
+        assert (await ask(admin, "health"))[0] == 200
+        own_valkey.resume()
+        assert (await ask(admin, "cache/hot"))[0] == 200
+    finally:
+        await admin.stop()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -12,20 +13,28 @@ from plugins.cache.commands.shown import clean, pairs, print_json, size, span
 from plugins.cache.explain import Asked
 from plugins.cache.explain import explain as look
 
+MAX_BODY: Final = 16 << 20
+
 
 def explain(
     url: Annotated[str, typer.Argument(metavar="URL", help="As clients see it, with its query.")],
     header: HeaderOption = None,
     method: Annotated[str, typer.Option(metavar="METHOD", help="The request's method.")] = "GET",
+    data: Annotated[
+        str | None, typer.Option("-d", "--data", metavar="TEXT", help="The request's body; @FILE reads it from a file.")
+    ] = None,
     as_user: Annotated[
         str | None, typer.Option(metavar="ID", help="Whom a plugin before the cache finds it to speak for.")
+    ] = None,
+    upstream: Annotated[
+        str | None, typer.Option(metavar="URL", help="As the gateway was started with: it is a part of the key.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Tell what the cache makes of a request and what it has for it; nothing is sent to the upstream."""
-    with open_console() as console:
+    with open_console(upstream=upstream) as console:
         try:
-            asked = Asked(url, method, parse_fields(header), as_user)
+            asked = Asked(url, method, parse_fields(header), read_body(data), as_user)
             told = console.run(lambda context: look(context, asked))
         except ValueError as error:
             raise console.fail(str(error)) from None
@@ -33,6 +42,24 @@ def explain(
             print_json(told)
         else:
             print_explained(console, told, as_user)
+
+
+def read_body(data: str | None) -> bytes | None:
+    """A body as it is given on the command line.
+
+    Raises:
+        ValueError: the file cannot be read, or is longer than a request's body may be.
+    """
+    if data is None or not data.startswith("@"):
+        return None if data is None else data.encode("utf-8", "surrogateescape")
+    try:
+        with Path(data[1:]).open("rb") as file:
+            body = file.read(MAX_BODY + 1)
+    except OSError as error:
+        raise ValueError(f"{data}: {error.strerror}") from None
+    if len(body) > MAX_BODY:
+        raise ValueError(f"{data}: longer than {size(MAX_BODY)}")
+    return body
 
 
 def print_explained(console: Console, told: Document, as_user: str | None) -> None:
@@ -67,11 +94,9 @@ def _print_key(table: Any, told: Document, as_user: str | None) -> None:
     add(table, "cache", told["cache"])
     add(table, "bypass", told["bypass"])
     add(table, "key", told["key"]["name"])
-    add(
-        table,
-        "made of",
-        f"{made['scheme']}://{made['host']}{made['target']} of route {made['route']}, {made['upstream']}",
-    )
+    add(table, "made of", f"{made['scheme']}://{made['host']}{made['target']} of route {made['route']}")
+    add(table, "upstream", made["upstream"])
+    add(table, "and of", ", ".join([*made["fields"], *[f"cookie {name}" for name in made["cookies"]], *made["body"]]))
     whose = ", ".join(made["who"])
     add(table, "for whom", f"those who send the same: {whose}" if whose and as_user is None else whose or "everybody")
     add(table, "steering", ", ".join(made["steering"]))

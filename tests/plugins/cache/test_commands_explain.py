@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from urllib.parse import unquote
 import pytest
 import redis.asyncio
 
+from plugins.cache import target
+from plugins.cache.explain import BYPASSES
 from plugins.session import create_session_async
 from tests.conftest import StartGateway
 from tests.harness import Gateway, UpstreamServer, raw_exchange
@@ -201,3 +204,62 @@ async def test_behind_a_trusted_proxy_https_has_answers_of_its_own(
     await ask(node, "/a", headers={"X-Forwarded-Proto": "https"})
     assert (await explained(config, "https://api.test/a"))["verdict"].startswith("HIT")
     assert (await explained(config, URL))["verdict"] == "MISS: nothing is stored"
+
+
+async def test_what_the_configuration_makes_a_part_of_the_key(
+    gateway: StartGateway, tmp_path: Path, upstream: UpstreamServer, redis_url: str, ask: Client, say: Say
+) -> None:
+    keys = 'ignore_query = ["utm_*"]\nkey_headers = ["X-Shop"]\nkey_cookies = ["currency"]\nmethods = ["POST"]'
+    config = write_config(tmp_path, redis_url, upstream.url, cache=keys)
+    say("/a", "public, max-age=60")
+    node = await node_of(gateway, config)
+    await ask(node, "/a?b=1&utm_source=x", headers={"X-Shop": "1"})
+    told = await explained(config, f"{URL}?utm_campaign=y&b=1", "-HX-Shop: 1")
+    assert told["verdict"].startswith("HIT")
+    assert told["key"]["of"]["target"] == "/a?b=1"
+    assert (await explained(config, f"{URL}?b=1", "-HX-Shop: 2"))["verdict"] == "MISS: nothing is stored"
+    out = (await command(config, "explain", f"{URL}?b=1")).out
+    assert "X-Shop, cookie currency" in out
+
+    await ask(node, "/a", method="POST", data=b'{"q": [1]}', headers={"Content-Type": "application/json"})
+    post = ("--method", "POST", "-HContent-Type: application/json")
+    told = await explained(config, URL, *post, "--data", '{ "q":[1] }')
+    assert told["verdict"].startswith("HIT")
+    (tmp_path / "body").write_text('{"q": [2]}')
+    assert (await explained(config, URL, *post, "-d", f"@{tmp_path}/body"))["verdict"] == "MISS: nothing is stored"
+
+
+async def test_a_body_that_cannot_be_read(config: Path) -> None:
+    for arguments, told in (
+        (("-d", "@nothing"), "No such file"),
+        (("-d", "x", "-HContent-Length: 1"), "leave it out"),
+    ):
+        done = await command(config, "explain", URL, *arguments)
+        assert (done.code, done.err.count("\n")) == (1, 1)
+        assert told in done.err
+
+
+async def test_the_upstream_is_as_the_gateway_was_started_with(
+    gateway: StartGateway, tmp_path: Path, upstream: UpstreamServer, redis_url: str, ask: Client, say: Say
+) -> None:
+    config = write_config(tmp_path, redis_url, upstream.url)
+    say("/a", "max-age=60")
+    await ask(await node_of(gateway, config), "/a")
+    config.write_text(config.read_text().replace(upstream.url, "http://127.0.0.1:1"))
+    told = await explained(config, URL)
+    assert (told["verdict"], told["key"]["of"]["upstream"]) == ("MISS: nothing is stored", "http://127.0.0.1:1")
+    assert (await explained(config, URL, "--upstream", upstream.url))["verdict"].startswith("HIT")
+
+
+async def test_a_part_is_told(gateway: StartGateway, config: Path, ask: Client, say: Say) -> None:
+    say("/a", "max-age=60")
+    node = await node_of(gateway, config)
+    await ask(node, "/a")
+    assert (await explained(config, URL, "-HRange: bytes=0-1"))["verdict"].startswith("HIT")
+    assert "only the upstream can judge" in (await explained(config, URL, '-HIf-Match: "1"'))["verdict"]
+
+
+def test_every_reason_of_the_workers_has_words() -> None:
+    source = Path(target.__file__).read_text()
+    reasons = set(re.findall(r'"(fwd=[^"]+)"', source))
+    assert reasons - {"fwd=bypass; detail=identity-unknown"} <= set(BYPASSES)
