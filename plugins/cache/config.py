@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo, field_validator
 
 from gateway.plugin import Network, PluginConfig, Seconds, Size
 from plugins.cache.policy import MAX_LIFE, Rules
@@ -18,11 +18,6 @@ FieldName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z
 ParameterName = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9._~-]+\*?|\*)$", max_length=100)]
 MediaType = Annotated[str, StringConstraints(pattern=r"^[a-z0-9!#$&^_.+-]+/([a-z0-9!#$&^_.+-]+|\*)$", max_length=200)]
 Life = Annotated[Seconds, Field(le=MAX_LIFE)]
-
-
-def _templates(texts: tuple[str, ...]) -> tuple[str, ...]:
-    parse_templates(texts)
-    return texts
 
 
 def _purge_rules(texts: tuple[str, ...]) -> tuple[str, ...]:
@@ -108,7 +103,7 @@ class CacheConfig(PluginConfig):
         ("Cache-Tag", "Surrogate-Key"), description="Fields of the upstream's answers with tags to purge by."
     )
     # -- purging
-    tag_templates: Annotated[tuple[str, ...], AfterValidator(_templates)] = Field(
+    tag_templates: tuple[str, ...] = Field(
         (), max_length=32, description='Tags that answers get beside these, made of the request: ["product:{path.id}"].'
     )
     purge_rules: Annotated[tuple[str, ...], AfterValidator(_purge_rules)] = Field(
@@ -138,6 +133,12 @@ class CacheConfig(PluginConfig):
         1000, ge=1, description="Reads of Redis a second, of the whole fleet, from which on a key is spread."
     )
     shards: int = Field(4, ge=1, le=64, description="How many copies such a key is spread over; 1: none.")
+
+    @field_validator("tag_templates")
+    @classmethod
+    def _templates(cls, texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        parse_templates(texts, keyed=info.data.get("key_headers", ()), ignored=info.data.get("ignore_query", ()))
+        return texts
 
     def query_rule(self) -> QueryRule:
         """What of a query counts."""

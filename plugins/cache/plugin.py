@@ -41,7 +41,7 @@ from plugins.cache.purge_method import PurgeMethod
 from plugins.cache.rules import Rules
 from plugins.cache.stampede import Flights
 from plugins.cache.store import SCRIPTS, Store
-from plugins.cache.tags import parse_templates
+from plugins.cache.tags import Template
 from plugins.cache.target import Target, Targets
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Cache(Plugin):
             self._lookup,
             rules=config.rules(),
             tags=config.tags,
-            templates=parse_templates(config.tag_templates),
+            templates=tuple(Template(text) for text in config.tag_templates),
             max_body=config.max_body,
             patience=config.wait_timeout,
             clock=self._now,

@@ -155,7 +155,10 @@ def parse_url(text: str, host: str | None = None) -> tuple[str, str]:
             raise ValueError(f"{text}: which host? Give the whole URL, or beside it the host that clients send in Host")
         authority, rest = host, text
     else:
-        parts = urlsplit(text)
+        try:
+            parts = urlsplit(text)
+        except ValueError as error:
+            raise ValueError(f"{text}: expected a URL such as http://example.com/path ({error})") from None
         if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
             raise ValueError(f"{text}: expected a URL such as http://example.com/path, or /path and a host")
         if host:

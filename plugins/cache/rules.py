@@ -204,10 +204,10 @@ class Rules:
                 named.setdefault((target.kind, target.soft), []).extend(names)
         return [
             Purge(
-                [(request.host, target) for target in named.get(("url", soft), ())],
-                named.get(("user", soft), ()),
-                named.get(("tag", soft), ()),
-                named.get(("route", soft), ()),
+                tuple((request.host, target) for target in named.get(("url", soft), ())),
+                tuple(named.get(("user", soft), ())),
+                tuple(named.get(("tag", soft), ())),
+                tuple(named.get(("route", soft), ())),
                 ("all", soft) in named,
                 soft,
             )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Final
 from urllib.parse import parse_qsl, unquote
 
@@ -134,14 +135,17 @@ class Template:
         return text
 
 
-def parse_templates(texts: Iterable[str], *, keyed: Collection[str] = ()) -> tuple[Template, ...]:
+def parse_templates(
+    texts: Iterable[str], *, keyed: Collection[str] = (), ignored: Sequence[str] = ()
+) -> tuple[Template, ...]:
     """The key `tag_templates`.
 
-    A field that is no part of the key is refused: who asks first would choose the tag of an answer that others get,
-    and so whether a purge finds it.
+    What is no part of an answer's key is refused: who asks first would choose the tag of an answer that others get, and
+    so whether a purge finds it.
 
     Args:
         keyed: the request fields that are part of every key, in any case.
+        ignored: the parameters that are not, by name or by how names begin: `utm_*`.
 
     Raises:
         ValueError: which template is wrong, and why.
@@ -150,10 +154,12 @@ def parse_templates(texts: Iterable[str], *, keyed: Collection[str] = ()) -> tup
     known = {name.lower() for name in keyed}
     for template in templates:
         for source, name in template.placeholders:
-            if source == "header" and name.lower() not in known:
+            if (source == "header" and name.lower() not in known) or (
+                source == "query" and any(fnmatchcase(name, pattern) for pattern in ignored)
+            ):
                 raise ValueError(
-                    f"{template.text}: {name} is no part of the key, so whoever asks first would choose the tag;"
-                    " use a part of the path or query, or key by that field"
+                    f"{template.text}: {name} is no part of the key, so whoever asks first would choose the tag of what"
+                    " others get; see key_headers and ignore_query"
                 )
     return templates
 
