@@ -136,7 +136,7 @@ def key_of(context: Context, target: Target, targets: Targets, request: Request,
             "steering": list(target.facts.steering[::2]),
             "fields": list(plugin.config.key_headers),
             "cookies": list(plugin.config.key_cookies),
-            "body": ["the body"] if request.body is not None and not target.unread else [],
+            "body": ["the body"] if target.bypass is None and request.method in plugin.config.methods else [],
         },
     }
 

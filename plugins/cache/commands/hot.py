@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gateway.console import open_console
-from plugins.cache.commands.shown import clean, columns, number, print_json
+from plugins.cache.commands.shown import clean, columns, number, print_json, rate
 from plugins.cache.ranked import hottest
 
 
@@ -30,7 +30,7 @@ def hot(
             spread = f"{copies} of {told['shards']} keys" if line["hot"] or copies > 1 else "-"
             url = clean(line["url"]) or "-"
             table.add_row(
-                str(line["rank"]), number(line["per_second"]), number(line["reads"]), spread, url, line["digest"]
+                str(line["rank"]), rate(line["per_second"]), number(line["reads"]), spread, url, line["digest"]
             )
         console.print(table)
         console.print(f"A key is spread from {number(told['threshold'])} reads/s on (hot_threshold).")

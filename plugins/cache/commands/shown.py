@@ -27,6 +27,11 @@ def number(count: float | None) -> str:
     return "-" if count is None else f"{count:,.0f}"
 
 
+def rate(per_second: float) -> str:
+    """`1,250`, `8.4`."""
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.1f}"
+
+
 def span(seconds: float) -> str:
     """`42 s`, `3 min 20 s`, `2 h 5 min`."""
     whole = round(seconds)

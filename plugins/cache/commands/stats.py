@@ -10,7 +10,7 @@ from rich.console import Console as Screen
 from rich.progress import Progress
 
 from gateway.console import Console, Document, open_console
-from plugins.cache.commands.shown import clean, columns, number, pairs, print_json, share, size
+from plugins.cache.commands.shown import clean, columns, number, pairs, print_json, rate, share, size
 from plugins.cache.stats import MAX_KEYS
 from plugins.cache.stats import stats as collect
 
@@ -92,5 +92,5 @@ def print_hottest(console: Console, lines: list[Document]) -> None:
     """What is read most from Redis."""
     table = columns("reads/s", "hottest keys", right=("reads/s",))
     for line in lines:
-        table.add_row(number(line["per_second"]), clean(line["url"]) or line["digest"])
+        table.add_row(rate(line["per_second"]), clean(line["url"]) or line["digest"])
     console.print(table)
