@@ -75,20 +75,26 @@ class Console:
         config: the configuration; its upstreams and routes may be made up.
         source: what errors name.
         folder: where a configuration's own plugins lie.
-        redis: a connection of redis-py, with replies as bytes.
+        redis: a connection of redis-py, with replies as bytes; None for a command that needs none.
         url: where that Redis is.
     """
 
-    def __init__(self, config: Config, source: str, folder: Path, redis: Redis, url: str) -> None:
+    def __init__(self, config: Config, source: str, folder: Path, redis: Redis | None, url: str) -> None:
         self.config = config
-        self.redis = redis
         self.prefix = config.redis.prefix
+        self._redis = redis
         self._url = url
         self._source = source
         self._folder = folder
         width = None if sys.stdout.isatty() else PIPE_WIDTH
         # What is printed comes from Redis: square brackets and colons in it are no markup.
         self._out = rich.console.Console(width=width, highlight=False, markup=False, emoji=False)
+
+    @property
+    def redis(self) -> Redis:
+        """A connection of redis-py, with replies as bytes."""
+        assert self._redis is not None, "the console was opened without Redis"
+        return self._redis
 
     def print(self, *what: Any) -> None:
         """Text or tables, as rich shows them."""
@@ -128,7 +134,9 @@ class Console:
 
 
 @contextmanager
-def open_console(config_path: Path | None = None, *, upstream: str | None = None) -> Iterator[Console]:
+def open_console(
+    config_path: Path | None = None, *, upstream: str | None = None, with_redis: bool = True
+) -> Iterator[Console]:
     """Read the configuration and connect to its Redis, for one command.
 
     What Redis or the network then refuses ends the command with one line.
@@ -136,11 +144,15 @@ def open_console(config_path: Path | None = None, *, upstream: str | None = None
     Args:
         config_path: instead of `--config`; without both, `config.toml` in the working directory if there is one.
         upstream: where the upstream called default is, instead of what the configuration says.
+        with_redis: False for a command that needs none: it need not be there.
 
     Raises:
         typer.Exit: with 2 for a wrong configuration, with 1 if Redis cannot be reached or refuses.
     """
     config, source, folder = _configuration(config_path or settings.config, upstream)
+    if not with_redis:
+        yield Console(config, source, folder, None, "")
+        return
     url = _redis_url(config)
     redis = _client(url)
     try:

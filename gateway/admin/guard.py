@@ -5,10 +5,10 @@ machine runs other people's pages, though, and these must not purge a cache or r
 
 - what changes something needs `Content-Type: application/json`, which no form of another site can send;
 - a request with an `Origin` other than the listener's own is refused;
-- a listener on a loopback address is only asked by loopback names, so that a name that was made to point here (DNS
-  rebinding) is of no use.
+- a listener on a loopback address is only asked by its address or as `localhost`, so that a name that was made to point
+  here (DNS rebinding) is of no use.
 
-With `admin.token` everything but health needs it as a bearer token.
+With `admin.token` everything but health needs it as a bearer token; no page knows it, so any name may be asked by.
 """
 
 from __future__ import annotations
@@ -65,12 +65,13 @@ def guard(token: Callable[[], str], loopback: Callable[[], bool]) -> Middleware:
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path != HEALTH:
-            if (needed := token()) and not has_token(request.headers.get("Authorization", ""), needed):
+            needed = token()
+            if needed and not has_token(request.headers.get("Authorization", ""), needed):
                 detail = "Send Authorization: Bearer with the admin.token of the configuration."
                 return problem(401, "Unauthorized", detail, {"WWW-Authenticate": 'Bearer realm="gateway admin"'})
             origin = request.headers.get("Origin")
             if (origin is not None and origin.lower() != f"http://{request.host.lower()}") or (
-                (origin is not None or loopback()) and not is_address(request.host)
+                (origin is not None or (loopback() and not needed)) and not is_address(request.host)
             ):
                 return problem(403, "Forbidden", "Ask by the listener's own address; pages of other sites may not.")
         known = request.match_info.http_exception is None

@@ -146,6 +146,12 @@ async def test_a_name_that_was_made_to_point_here_is_refused(admin: Admin) -> No
     assert (await ask(admin, "cache/purge", "POST", PURGE, **field, **JSON))[0] == 403
 
 
+async def test_with_a_token_any_name_may_be_asked_by(closed: Admin) -> None:
+    field = {"Host": "gateway.example", "Authorization": f"Bearer {TOKEN}"}
+    assert (await ask(closed, "cache/hot", **field))[0] == 200
+    assert (await ask(closed, "cache/hot", Origin="http://gateway.example", **field))[0] == 403
+
+
 async def test_a_listener_for_others_may_have_names_but_not_for_browsers(redis_url: str) -> None:
     admin = await started("0.0.0.0:0", redis={"url": redis_url})
     try:

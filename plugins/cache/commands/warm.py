@@ -126,7 +126,7 @@ def warm(
     A user's answers need what the user sends: -H 'Cookie: session=...'. Variants need the fields they are told apart
     by: -H 'Accept-Encoding: gzip'.
     """
-    with open_console() as console:
+    with open_console(with_redis=False) as console:
         if as_user is not None:
             raise console.fail(f"--as-user: {AS_USER}")
         try:

@@ -95,6 +95,15 @@ async def test_failures_are_told_and_are_the_exit_code(
     assert [line.split()[:2] for line in done.out.splitlines()[1:2]] == [["stored", "1"]]
 
 
+async def test_it_needs_no_redis(gateway: StartGateway, tmp_path: Path, upstream: UpstreamServer, say: Say) -> None:
+    """It may run where only the gateway can be reached."""
+    say("/a", "max-age=60")
+    config = write_config(tmp_path, "redis://127.0.0.1:1", upstream.url)
+    node = await gateway({"plugins": {"cache": {}}})
+    done = await command(config, "warm", "--file", urls(config, "http://api.test/a"), "--via", node.url, "--json")
+    assert (done.code, done.json()["stored"]) == (0, 1)
+
+
 async def test_nobody_is_there(config: Path) -> None:
     file = urls(config, "http://api.test/a")
     via = f"http://127.0.0.1:{free_port()}"
