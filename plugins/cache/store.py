@@ -272,27 +272,29 @@ class Store:
         asked.purged_at = purged_at(values)
         return standing(entry, values)
 
-    async def purge(self, *endings: Ending | bytes) -> None:
-        """End generations; a name alone ends hard.
+    async def purge(self, *endings: Ending) -> None:
+        """End generations.
 
         Raises:
             RedisError: one could not be ended; `pay` tries again.
         """
-        due = [self._owe(ending) for ending in endings]
+        for ending in endings:
+            self._owe(ending)
         try:
-            for ending, answer in [(ending, self._end(ending)) for ending in due]:
+            for ending, answer in [(ending, self._end(ending)) for ending in endings]:
                 await answer
                 self._owed.pop(ending, None)
         finally:
-            for ending in due:
+            for ending in endings:
                 self._believed.pop(ending.name, None)
             # Our own push may come a moment after the reply.
             self._purges += 1
 
-    def purge_later(self, *endings: Ending | bytes) -> None:
+    def purge_later(self, *endings: Ending) -> None:
         """End generations now, without waiting, and once more with the next `pay`."""
         for ending in endings:
-            self._end(self._owe(ending))
+            self._owe(ending)
+            self._end(ending)
 
     async def pay(self) -> None:
         """End what could not be ended when it was to be.
@@ -309,14 +311,12 @@ class Store:
         if 0 <= left < GENERATION_SECONDS * 1000 / 2:
             self._redis.tell("PEXPIRE", name, milliseconds(GENERATION_SECONDS))
 
-    def _owe(self, ending: Ending | bytes) -> Ending:
-        due = ending if isinstance(ending, Ending) else Ending(ending)
+    def _owe(self, ending: Ending) -> None:
         if len(self._owed) >= MAX_OWED:
             self._owed = {Ending(everything(self._redis.prefix)): None}
         # Last: what cannot be ended now does not hold up the others.
-        self._owed.pop(due, None)
-        self._owed[due] = None
-        return due
+        self._owed.pop(ending, None)
+        self._owed[ending] = None
 
     def _end(self, ending: Ending) -> Answer:
         if ending.script is None:
