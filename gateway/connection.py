@@ -221,6 +221,7 @@ class Connection(RequestHandler):
         if type(body) is bytes and not self._paused and self.transport is not None:
             server = self._server
             keep_alive = self._keep_alive and not server.draining
+            request.connection = None
             try:
                 size = send_whole(self, request, response, body, keep_alive)
             except Unsendable as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from multidict import CIMultiDictProxy
 
 if TYPE_CHECKING:
+    from gateway.connection import Connection
     from gateway.plugin import Plugin
     from gateway.routes import Route
     from gateway.store import Answer, Redis
@@ -116,6 +117,7 @@ class Request:
         "body",
         "changes",
         "client",
+        "connection",
         "depth",
         "early",
         "guess",
@@ -160,6 +162,8 @@ class Request:
     """`Host` (or the absolute target's authority), lower-cased, with its port if it had one."""
     client: str
     """The client's IP address, found by the trusted-proxy rule."""
+    connection: Connection | None
+    """The client's, for interim answers, until the answer begins. A copy of a request must not have it."""
     body: RequestBody | None
     upgrade: str | None
     """The protocol the client asks to change to, lower-cased."""
@@ -202,10 +206,19 @@ class Request:
     last_tick: int
     _redis: Redis
 
-    def __init__(self, head: Head, redis: Redis, number: str, started: float, client: str) -> None:
+    def __init__(
+        self,
+        head: Head,
+        redis: Redis,
+        number: str,
+        started: float,
+        client: str,
+        connection: Connection | None = None,
+    ) -> None:
         self.id = number
         self.started = started
         self.client = client
+        self.connection = connection
         self.method = head.method
         self.version = head.version
         self.headers = head.headers

@@ -142,7 +142,8 @@ class Server(web.Server):
         """A request with this head, without body."""
         self._number = number = self._number + 1
         # Not the loop's clock: uvloop's has whole milliseconds and stands still during a tick.
-        request = Request(head, self.redis, f"{self._node}-{number:x}", time.monotonic(), connection.peer)
+        name = f"{self._node}-{number:x}"
+        request = Request(head, self.redis, name, time.monotonic(), connection.peer, connection)
         if connection.trusted:
             request.state["trusted"] = True
             request.state["peer"] = connection.peer
@@ -250,6 +251,7 @@ class Server(web.Server):
 
     async def _send(self, connection: Connection, request: Request, response: Response, keep_alive: bool) -> Sent:
         keep_alive = keep_alive and not self.draining
+        request.connection = None
         return await send(connection, request, response, keep_alive=keep_alive, send_timeout=self.table.send_timeout)
 
     async def refuse(self, connection: Connection, error: BadRequest) -> bool:

@@ -207,6 +207,22 @@ async def _send_stream(protocol: Any, head: bytes, body: Any, chunked: bool, sen
     return size
 
 
+def send_interim(request: Request, status: int, lines: bytes) -> None:
+    """Tell the client something at once, while its answer is still to come (RFC 9110, section 15.2).
+
+    It is left out where it would do harm or no good: once the answer has begun, for an HTTP/1.0 client, for one that
+    has gone, and for one that does not take what was sent to it before.
+
+    Args:
+        status: 1xx, but neither 100 nor 101.
+        lines: the head's whole lines, without a control character in any.
+    """
+    protocol = request.connection
+    if protocol is None or request.version < VERSION_11 or protocol.transport is None or protocol._paused:
+        return
+    protocol.transport.write(b"".join((status_line(status, None), lines, CRLF)))
+
+
 async def drained(protocol: Any, send_timeout: float) -> None:
     """Until the client has taken enough of what was written.
 

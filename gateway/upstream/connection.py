@@ -2,7 +2,7 @@
 
 rules
 1. An answer belongs to the request that was asked for it: bytes that come while nothing was asked end the
-   connection, and so do bytes beyond an answer's end.
+   connection. So do bytes beyond an answer's end, which nobody reads (RFC 9112, section 6.3): the answer is good.
 2. Whatever ends a connection also fails the body that is being read from it: a cut body never looks complete.
 3. A small plain answer is delivered whole: its pieces are held until the last one is there, or for `PROMPT_SECONDS`.
    The connection's parser does not see it and stays where it was, between two answers; it is fed with all others.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import ClientPayloadError, ServerDisconnectedError
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
 
 if TYPE_CHECKING:
     from aiohttp.connector import Connection as Lease
@@ -31,6 +32,7 @@ READ_AHEAD: Final = 64 << 10
 SMALL_BODY: Final = READ_AHEAD
 # ...for so many seconds: long enough for the second packet of an answer, too short to be felt.
 PROMPT_SECONDS: Final = 0.02
+END_OF_HEAD: Final = b"\r\n\r\n"
 # Header lines of an answer. Many Set-Cookie lines are the usual reason for a long header.
 MAX_HEADERS: Final = 256
 
@@ -80,10 +82,14 @@ class UpstreamConnection(ResponseHandler):
         self.asked = 0
         self._watch: asyncio.TimerHandle | None = None
         self._tunnel = False
+        self._spoilt = False
         # per request
         self.answered: Callable[[AnswerHead | None, bytes], None] | None = None
         """Called once, with a plain answer, or with None when there is something else to `read`."""
         self.heard = False
+        self._final = False
+        """Whether the head of the answer itself was read, behind all interim ones."""
+        self._last = b""
         self._held: Held | None = None
         self._busy = False
         self._deadline = math.inf
@@ -103,7 +109,7 @@ class UpstreamConnection(ResponseHandler):
                 **self._limits,
             )
         self.asked += 1
-        self.heard = False
+        self.heard = self._final = False
 
     def become_tunnel(self) -> None:
         """From now on silence is allowed and each direction ends on its own."""
@@ -126,21 +132,20 @@ class UpstreamConnection(ResponseHandler):
     def release(self) -> None:
         """Give the connection back after a whole answer; it is closed if it cannot serve another request."""
         # A plain answer has left the parser where it was.
-        usable = not (self.should_close if self._busy else self._should_close)
+        if self._busy:
+            if self.should_close or self._parser is None:
+                self._should_close = True
+            elif self._parser.feed_eof() is not None:
+                self._surplus()  # the start of another head
         # Nothing may come until the next request.
         self._busy = False
         self._deadline = math.inf
-        self._pool.give_back(self, usable=usable)
+        self._pool.give_back(self, usable=not self._should_close)
 
     def discard(self) -> None:
         """Close the connection; nothing happens if that, or `release`, was done already."""
         self.answered = None
         self._pool.give_back(self, usable=False)
-
-    @property
-    def should_close(self) -> bool:
-        # A message that has begun behind the answer would be taken for a part of the next one.
-        return super().should_close or self._parser is None or self._parser.feed_eof() is not None
 
     # -- asyncio and aiohttp call these ------------------------------------------------------------
 
@@ -174,40 +179,64 @@ class UpstreamConnection(ResponseHandler):
             return
         if not self.heard and not self._skip_payload:
             self.heard = True
-            end = data.find(b"\r\n\r\n") + 4
+            end = data.find(END_OF_HEAD) + 4
             head = self._read_head(data[:end]) if end > 3 else None
             if head is not None:
                 missing = head.size - len(data) + end
-                if not missing:
+                if missing <= 0:
                     self._deliver(head, data[end:])
                     return
-                if missing > 0 and head.size <= SMALL_BODY:
+                if head.size <= SMALL_BODY:
                     self._held = held = Held(head, data, missing)
                     held.timer = self._loop.call_later(PROMPT_SECONDS, self._let_go, held)
                     return
         self.heard = True
-        super().data_received(data)
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        # Heads one by one: an error, which may lie behind the answer, takes all with it that was fed at once.
+        # The end of a head may come in two pieces.
+        data, start = self._last + data, len(self._last)
+        while True:
+            found = -1 if self._final else data.find(END_OF_HEAD, max(0, start - 3))
+            end = found + 4 if found >= 0 else len(data)
+            super().data_received(data[start:end])
+            start = end
+            if start == len(data) or self._exception is not None:
+                break
+        self._last = b"" if self._final else data[-3:]
 
     def _deliver(self, head: AnswerHead, body: bytes) -> None:
         self._busy = False
         self._deadline = math.inf
         if head.should_close:
             self._should_close = True
+        if len(body) > head.size:
+            body = body[: head.size]
+            self._surplus()
         answered, self.answered = self.answered, None
         if answered is not None:
             answered(head, body)
         else:
-            self.feed_data((head, body))
+            whole: Any = (head, body)
+            super().feed_data(whole)
+
+    def _surplus(self) -> None:
+        """More has come than the answer, which is not harmed by what the parser thinks of the rest."""
+        if not self._spoilt:
+            self._spoilt = self._should_close = True
+            self._parser = None
+            self._pool.surplus()
 
     def _let_go(self, held: Held) -> None:
         """What was held is a whole answer, or it is the parser's after all."""
         self._held = None
         held.timer.cancel()
         data = b"".join(held.pieces)
-        if held.missing:
-            super().data_received(data)
+        if held.missing > 0:
+            self._parse(data)
         else:
-            self._deliver(held.head, data[len(data) - held.head.size :])
+            self._deliver(held.head, data[len(data) + held.missing - held.head.size :])
 
     def eof_received(self) -> bool:  # type: ignore[override]
         super().eof_received()
@@ -221,10 +250,17 @@ class UpstreamConnection(ResponseHandler):
         payload = self._payload
         if payload is not None and not payload.is_eof():
             payload.set_exception(exc)
+        elif self._final and isinstance(exc, HttpProcessingError):
+            self._surplus()
         super().set_exception(exc, exc if exc_cause is None else exc_cause)
         self._tell()
 
     def feed_data(self, data: Any, size: int = 0) -> None:
+        if self._final:
+            self._surplus()
+            return
+        status = data[0].code
+        self._final = status >= 200 or status == 101
         super().feed_data(data, size)
         self._tell()
 

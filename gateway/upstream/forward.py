@@ -9,7 +9,8 @@ rules
 2. A request is tried again once, and only if a kept connection was closed under it before a byte of an answer,
    the method is idempotent (RFC 9110, section 9.2.2) and it has no body.
 3. What went wrong is told to the log; the client learns 502 or 504.
-4. A connection is released after a whole answer to a wholly sent request; in any other case it is closed.
+4. Interim answers (1xx) are passed on at once, but for 100: the client gets that from the server.
+5. A connection is released after a whole answer to a wholly sent request; in any other case it is closed.
 """
 
 from __future__ import annotations
@@ -35,11 +36,14 @@ from gateway.upstream.connection import UpstreamBroken, UpstreamConnection
 from gateway.upstream.heads import NO_BODY, AnswerHead, RequestHeads
 from gateway.upstream.pool import Pool
 from gateway.upstream.tunnel import Tunnel
+from gateway.wire import send_interim
 
 logger = logging.getLogger("gateway.upstream")
 
-# 1xx answers before the real one; more are an upstream gone wild.
+# 1xx answers before the final one; more are an upstream gone wild.
 MAX_INTERIM: Final = 16
+# Those that aiohttp's parser knows to be without a body, whatever their head says.
+BODILESS: Final = frozenset({102, 103})
 # Seconds between two lines in the log about one upstream's failures.
 LOG_PAUSE_SECONDS: Final = 1.0
 
@@ -74,7 +78,7 @@ class Upstream:
             via=via,
         )
         self._loop = asyncio.get_running_loop()
-        self._pool = Pool(table, self._via_line)
+        self._pool = Pool(table, self._via_line, self._surplus)
         self._logged = -LOG_PAUSE_SECONDS
         self._unlogged = 0
 
@@ -132,13 +136,19 @@ class Upstream:
     def failed(self, error: BaseException) -> None:
         """Count a failure, and log it unless one was logged within the last second."""
         self.failures += 1
+        self._complain(_reason(error))
+
+    def _surplus(self) -> None:
+        self._complain("more bytes than its answer has; they were discarded and the connection closed")
+
+    def _complain(self, what: str) -> None:
         now = self._loop.time()
         if now - self._logged < LOG_PAUSE_SECONDS:
             self._unlogged += 1
             return
-        more = f" (and {self._unlogged} failures since the last line)" if self._unlogged else ""
+        more = f" (and {self._unlogged} more since the last line)" if self._unlogged else ""
         self._logged, self._unlogged = now, 0
-        logger.warning("upstream %s: %s%s", self.name, _reason(error), more)
+        logger.warning("upstream %s: %s%s", self.name, what, more)
 
     async def _forward(self, request: Request, asked: Asked | None) -> Response:
         upgrade = _upgrade(request)
@@ -190,8 +200,9 @@ class Upstream:
             interim = 0
             while message.code < 200 and (message.code != 101 or upgrade is None):
                 interim += 1
-                if message.code < 100 or message.code == 101 or interim > MAX_INTERIM:
-                    raise UpstreamBroken(f"status {message.code}, which was not asked for")
+                if interim > MAX_INTERIM:
+                    raise UpstreamBroken(f"more than {MAX_INTERIM} interim answers")
+                self._interim(request, message)
                 if sender is None or sender.done():
                     connection.start_timeout()
                 message, payload = await connection.read()
@@ -202,6 +213,23 @@ class Upstream:
                 await _stopped(sender)
             raise
 
+    def _interim(self, request: Request, message: Any) -> None:
+        status = message.code
+        if status < 100 or status == 101:
+            raise UpstreamBroken(f"status {status}, which was not asked for")
+        if status == 100:
+            return
+        head = self._head(message)
+        if status not in BODILESS and (head.length is not None or message.chunked):
+            raise UpstreamBroken(f"status {status} with a body")
+        send_interim(request, status, head.lines)
+
+    def _head(self, message: Any) -> AnswerHead:
+        try:
+            return AnswerHead(message, self._via_line)
+        except ValueError as error:
+            raise UpstreamBroken(str(error)) from error
+
     async def _answer(
         self,
         connection: UpstreamConnection,
@@ -210,10 +238,7 @@ class Upstream:
         payload: StreamReader,
         sender: asyncio.Task[None] | None,
     ) -> Response:
-        try:
-            head = AnswerHead(message, self._via_line)
-        except ValueError as error:
-            raise UpstreamBroken(str(error)) from error
+        head = self._head(message)
         if head.status == 101:
             if not connection.upgraded:
                 raise UpstreamBroken("status 101 without the protocol it changes to")

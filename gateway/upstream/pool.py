@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -93,10 +94,14 @@ class Pool:
 
     Those of tunnels, and of requests that are tried again, are made for one use; `max_connections` holds for them
     and for the kept ones separately, so that long-lived tunnels cannot starve requests.
+
+    Args:
+        surplus: told when there was more on a connection than an answer; the connection is closed.
     """
 
-    def __init__(self, table: config.Upstream, via_line: bytes) -> None:
+    def __init__(self, table: config.Upstream, via_line: bytes, surplus: Callable[[], None]) -> None:
         self.open = 0
+        self.surplus = surplus
         self._loop = asyncio.get_running_loop()
         self.heads = PlainHeads(via_line, limits(table), self._loop)
         self._target = cast(ClientRequest, Target.of(URL(table.url), table.verify_tls))

@@ -141,6 +141,6 @@ def bare_request(method: str = "GET", path: str = "/", headers: tuple[tuple[byte
     request.headers = CIMultiDictProxy(CIMultiDict(pairs))
     request.host = request.headers.get("Host", "").lower()
     request.client = "192.0.2.1"
-    request.asked = request.body = request.upgrade = request.upstream_seconds = None
+    request.asked = request.connection = request.body = request.upgrade = request.upstream_seconds = None
     request.changes, request.state, request.answers, request.notes = {}, {}, {}, {}
     return request

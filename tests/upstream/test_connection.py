@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 from collections.abc import AsyncIterator
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from gateway import config
 from gateway.response import Response
-from gateway.upstream import connection
+from gateway.upstream import connection, forward
 from gateway.upstream.forward import Upstream
 from tests.harness import eventually
 from tests.upstream.conftest import Front
@@ -30,6 +31,18 @@ async def whole(response) -> bytes:
 
 
 FRAMINGS = ["length", "chunked", "end", "close", "interim", "no content"]
+EVIL = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
+SURPLUS = {
+    "text": b"garbage",
+    "an answer": EVIL,
+    "answers": EVIL * 3,
+    "half a head": b"HTTP/1.1 200 OK\r\nX-Evil: 1",
+    "half a body": EVIL[:-2],
+    "no head": b"HTTP/1.1 200 OK\r\nX-Evil: a\x00b\r\n\r\n",
+    "a head for nobody": b"HTTP/1.1 200 OK\r\nSec-WebSocket-Key1: a\r\n\r\n",
+    "hints": b"HTTP/1.1 103 Early Hints\r\nX-Evil: 1\r\n\r\n",
+    "much": bytes(150_000),
+}
 
 
 def answer_of(framing: str, tag: int, body: bytes) -> bytes:
@@ -156,14 +169,141 @@ async def test_a_held_body_that_breaks_off_is_no_answer(front: Front):
     assert head.startswith(b"HTTP/1.1 502")
 
 
-async def test_more_than_its_length_in_the_second_packet_is_no_answer():
-    async with two_packets(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no", b"k, and garbage") as (upstream, response):
-        assert response.status == 502
+# -- more than the answer (RFC 9112, section 6.3) --------------------------------------------------
+
+
+FOLLOWED = {
+    "length": answer_of("length", 1, b"body"),
+    "chunked": answer_of("chunked", 1, b"body"),
+    "chunked, empty": answer_of("chunked", 1, b""),
+    "close": answer_of("close", 1, b"body"),
+    "interim": answer_of("interim", 1, b"body"),
+    "no content": answer_of("no content", 1, b""),
+    "not modified": b"HTTP/1.1 304 Not Modified\r\nContent-Length: 4\r\n\r\n",
+    "HEAD": b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("framing", FOLLOWED)
+@pytest.mark.parametrize("kept", [False, True], ids=["new connection", "kept connection"])
+async def test_an_answer_with_more_behind_it_is_whole_wherever_it_is_cut(framing, kept, caplog, monkeypatch):
+    monkeypatch.setattr(forward, "LOG_PAUSE_SECONDS", 0.0)
+    caplog.set_level(logging.WARNING, "gateway.upstream")
+    answer = FOLLOWED[framing]
+    end = answer.rindex(b"\r\n\r\n") + 4
+    cuts = sorted({cut for cut in (0, 9, end - 3, end - 1, end, len(answer) - 1) if cut < len(answer)})
+    cases = list(itertools.product(cuts, SURPLUS.values()))
+
+    async def talk(peer: Conversation):
+        cut, surplus = cases[peer.number - 1]
+        if kept:
+            await peer.head()
+            await peer.send(OK)
+        await peer.head()
+        if cut:
+            await peer.send(answer[:cut])
+            await asyncio.sleep(0.002)
+        await peer.send(answer[cut:] + surplus)
+        await peer.reader.read(-1)
+
+    async with raw_upstream(talk) as raw:
+        upstream = Upstream("api", config.Upstream(url=raw.url))
+        for number, (cut, surplus) in enumerate(cases, 1):
+            if kept:
+                assert (await upstream(bare_request(headers=((b"Host", b"a"),)))).body == b"ok"
+            request = bare_request("HEAD" if framing == "HEAD" else "GET", headers=((b"Host", b"a"),))
+            request.asked = upstream.begin(request)
+            response = await request.asked if request.asked is not None else None
+            if response is None:
+                response = await upstream(request)
+            about = f"{framing}, cut at {cut}, then {surplus[:20]!r}"
+            assert response.status == {"no content": 204, "not modified": 304}.get(framing, 200), about
+            assert response.get("X-Evil") is None, about
+            assert await whole(response) == (b"body" if answer.endswith(b"body") or b"4\r\nbody" in answer else b"")
+            await eventually(lambda: upstream.connections == 0)
+            assert len(caplog.records) == number, about
+        assert (raw.connections, upstream.failures) == (len(cases), 0)
+        await upstream.stop()
+
+
+@pytest.mark.parametrize("surplus", SURPLUS.values(), ids=SURPLUS)
+async def test_more_than_the_answer_is_told_to_the_log_and_to_nobody_else(front: Front, surplus, caplog):
+    caplog.set_level(logging.WARNING, "gateway.upstream")
+
+    async def talk(peer: Conversation):
+        await peer.head()
+        await peer.send(OK + surplus)
+        await peer.head()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nsame wire")
+
+    gateway, raw = await front(talk)
+    for _ in range(3):
+        head, body = await exchange(gateway.port, GET)
+        assert b"Content-Length: 2" in head
+        assert body == b"ok"
+    assert raw.connections == 3
+    lines = [record.getMessage() for record in caplog.records if record.name == "gateway.upstream"]
+    discarded = "upstream default: more bytes than its answer has; they were discarded and the connection closed"
+    assert lines == [discarded], "not a line per request, and not a byte of it"
+
+
+@pytest.mark.parametrize("surplus", SURPLUS.values(), ids=SURPLUS)
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_a_long_answer_with_more_behind_it_is_whole_for_a_slow_client(front: Front, surplus, chunked):
+    body = bytes(1_000_003)
+    framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)
+    sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body
+
+    async def talk(peer: Conversation):
+        await peer.head()
+        await peer.send(b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n\r\n")
+        await peer.send(sent + surplus)
+
+    gateway, _ = await front(talk)
+    async with raw_client(gateway.port) as (reader, writer), asyncio.timeout(5):
+        writer.write(GET)
+        await reader.readuntil(b"\r\n\r\n")
+        received = b""
+        while piece := await reader.read(20_000):
+            received += piece
+            await asyncio.sleep(0)
+    if chunked:
+        assert received.endswith(b"0\r\n\r\n")
+        assert len(received) - len(body) < 2000
+        assert received.count(b"\0") == len(body)
+    else:
+        assert received == body
+    await eventually(lambda: gateway.worker.upstreams["default"].connections == 0)
+
+
+async def test_what_is_no_head_behind_an_answer_does_not_harm_what_was_not_read_yet():
+    body = bytes(100_000)
+    answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % len(body)
+    go_on = asyncio.Event()
+
+    async def talk(peer: Conversation):
+        await peer.head()
+        await peer.send(answer)
+        await go_on.wait()
+        await peer.send(body + b"\r\n0\r\n\r\n" + SURPLUS["a head for nobody"])
+        await peer.reader.read(-1)
+
+    async with raw_upstream(talk) as raw:
+        upstream = Upstream("api", config.Upstream(url=raw.url))
+        response = await upstream(bare_request(headers=((b"Host", b"a"),)))
+        go_on.set()
         await eventually(lambda: upstream.connections == 0)
+        assert await whole(response) == body
+        await upstream.stop()
+
+
+async def test_an_unusable_answer_is_not_saved_by_more_behind_it(front: Front):
+    gateway, _ = await front(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok!" + OK))
+    head, _ = await exchange(gateway.port, GET)
+    assert head.startswith(b"HTTP/1.1 502")
 
 
 async def test_bytes_behind_an_answer_end_its_connection_and_reach_nobody(front: Front):
-    evil = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
     sent = asyncio.Event()
 
     async def talk(peer: Conversation):
@@ -171,7 +311,7 @@ async def test_bytes_behind_an_answer_end_its_connection_and_reach_nobody(front:
             await peer.head()
             await peer.send(OK)
             if peer.number < 3:
-                await peer.send(evil)
+                await peer.send(EVIL)
                 sent.set()
 
     gateway, raw = await front(talk)

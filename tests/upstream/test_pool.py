@@ -122,7 +122,7 @@ async def test_an_answer_that_is_not_wanted_closes_its_connection():
 
 async def test_the_connection_used_last_is_used_next_and_the_others_grow_old_and_are_closed():
     async with raw_upstream(answering(OK)) as raw:
-        pool = Pool(table(raw, keepalive_timeout=0.2), b"")
+        pool = Pool(table(raw, keepalive_timeout=0.2), b"", lambda: None)
         first, second, third = [await pool.acquire() for _ in range(3)]
         for connection in (first, second, third):
             pool.give_back(connection, usable=True)
@@ -143,7 +143,7 @@ async def test_the_connection_used_last_is_used_next_and_the_others_grow_old_and
 
 async def test_a_connection_that_the_upstream_has_closed_is_not_given_out():
     async with raw_upstream(answering(b"")) as raw:
-        pool = Pool(table(raw), b"")
+        pool = Pool(table(raw), b"", lambda: None)
         connections = [await pool.acquire() for _ in range(2)]
         for connection in connections:
             pool.give_back(connection, usable=True)
