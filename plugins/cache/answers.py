@@ -58,10 +58,10 @@ def served(entry: Entry, facts: Facts, now: float, outcome: str, detail: str) ->
 
 
 def tailored(response: Response, facts: Facts) -> Response:
-    """An answer that was fetched whole, as this client wants it: his conditions and ranges were not passed on."""
-    if response.status != 200 or not isinstance(response.body, bytes):
+    """An answer that was fetched, as this client wants it: his conditions were not passed on, nor ranges of a whole."""
+    if not isinstance(response.body, bytes):
         return response
-    fitted = fit(facts, 200, response.head(), response.body)
+    fitted = fit(facts, response.status, response.head(), response.body)
     if fitted is None:
         return response
     return Response.prebuilt(fitted.status, fitted.head, fitted.names, fitted.body, outcome=response.outcome)

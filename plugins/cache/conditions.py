@@ -94,6 +94,11 @@ def without(head: bytes, name: bytes) -> bytes:
     return b"".join([line + b"\r\n" for line in _lines(head) if _name(line) != name])
 
 
+def names_in(head: bytes) -> frozenset[bytes]:
+    """The lower-cased names in header lines."""
+    return frozenset(map(_name, _lines(head)))
+
+
 def _lines(head: bytes) -> list[bytes]:
     return [line for line in head.split(b"\r\n") if line]
 

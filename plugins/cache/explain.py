@@ -156,7 +156,8 @@ async def look(context: Context, place: Place) -> Found:
 
 
 async def _stored(context: Context, target: Target, request: Request, now: float) -> Document:
-    found = await look(context, target.address)
+    place: Place = target.address
+    found = await look(context, place)
     told: Document = {}
     if isinstance(found.stored, Index):
         names = found.stored.names
@@ -164,6 +165,8 @@ async def _stored(context: Context, target: Target, request: Request, now: float
         place = target.address.variant(names, selecting(request, names, request.changes))
         told["variant"] = {"name": place.entry.decode(), "digest": place.digest}
         found = await look(context, place)
+    if found.stored is None and target.facts.ranges:
+        found = await look(context, place.part)
     told["lock"] = {"held": found.lock > 0, "ends_in": max(0.0, found.lock)}
     fetched = "; a worker fetches it right now" if found.lock > 0 else ""
     if found.broken:
@@ -240,9 +243,9 @@ def _verdict(entry: Entry, target: Target, left: Standing, now: float) -> str:
     """What a request would get."""
     if left is VOID:
         return "MISS: what is stored was purged"
-    if not has(target.facts, entry.part):
-        return "MISS: only a part is stored, and not the one that is asked for"
     verdict = policy.judge(entry.plan, target.facts.asked, now)
+    if entry.part is not None and not (verdict == policy.FRESH and has(target.facts, entry)):
+        return "MISS: only a part is stored, not the one that is asked for or no longer fresh"
     if verdict == policy.FRESH:
         return f"HIT: fresh for another {entry.plan.expires - now:.0f} s"
     if verdict == policy.STALE:

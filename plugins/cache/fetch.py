@@ -16,14 +16,13 @@ from gateway.plugin import Handler, RedisError, Request, Response, header_line, 
 from plugins.cache.answers import ADDED, members
 from plugins.cache.bodies import close, whole
 from plugins.cache.conditions import matches_head
-from plugins.cache.entry import Entry, Index, Part, Stored, fields_of
+from plugins.cache.entry import Entry, Index, Stored, fields_of
 from plugins.cache.entry import Uncacheable as Mark
 from plugins.cache.exchange import Exchange, renewed
 from plugins.cache.generations import fingerprints
 from plugins.cache.keys import Place
 from plugins.cache.lookup import Lookup, Visit
 from plugins.cache.policy import FRESH, Plan, Rules, control, ended, judge, left_out, only_once, plan, shared_error
-from plugins.cache.ranges import is_whole
 from plugins.cache.stampede import AGAIN, ALONE, FETCHED, FOUND, STALE, Answer, Landing
 from plugins.cache.store import INDEX_SECONDS
 from plugins.cache.syntax import MAX_VARY
@@ -84,16 +83,11 @@ class Errand:
 
     Args:
         visit: of the request that is sent; nobody else uses it meanwhile.
-        ranged: see `Exchange`.
     """
 
-    def __init__(
-        self, fetcher: Fetcher, visit: Visit, request: Request, call_next: Handler, *, ranged: bool = False
-    ) -> None:
+    def __init__(self, fetcher: Fetcher, visit: Visit, request: Request, call_next: Handler) -> None:
         self.place = visit.place
-        self._exchange = Exchange(
-            request, call_next, visit.stale, ranged=ranged, limit=fetcher.max_body, patience=fetcher.patience
-        )
+        self._exchange = Exchange(request, call_next, limit=fetcher.max_body, patience=fetcher.patience)
         self._fetcher = fetcher
         self._store = fetcher.store
         self._visit = visit
@@ -113,19 +107,24 @@ class Errand:
         if isinstance(found, Entry):
             stale = self._visit.stale
             newer = stale is None or found.plan.born > stale.plan.born
-            fresh = newer and found.part is None and judge(found.plan, {}, self._fetcher.clock()) == FRESH
+            fresh = newer and judge(found.plan, {}, self._fetcher.clock()) == FRESH
             return Landing(FOUND, self.place, entry=found) if fresh else None
         return Landing(AGAIN if isinstance(found, Index) else ALONE, self.place)
 
     async def fetch(self, owner: str, since: int, answer: Answer) -> Landing:
         """Get the answer and store it if that is allowed; the lock is released either way."""
         store, request, clock = self._store, self._request, self._fetcher.clock
+        known = self._visit.stale
+        part = store.read(self._visit.place.part.entry) if known is None else None
         # Before the fetch: what is purged while it lasts is not stored as if it was made afterwards.
         generations = await store.generations(self._visit.address.generations)
+        if part is not None:
+            found = await self._fetcher.lookup.usable(self._visit, await part)
+            known = found if isinstance(found, Entry) else None
         self._changes = dict(request.changes)
         sent = clock()
         try:
-            response = await self._exchange.answer()
+            response = await self._ask(known)
         except Exception:
             if self._stale(clock()) is None:
                 raise
@@ -136,11 +135,9 @@ class Errand:
         if failed and self._stale(received) is not None:
             return await self._failed(owner, response, None)
         mine = self._visit.whose(request)
-        made = self._plan(response, fields, sent, received) if mine else "identity"
+        made = self._plan(response.status, fields, sent, received) if mine else "identity"
         body = None
-        if self._exchange.part is not None:
-            body = self._exchange.part[1]
-        elif failed or isinstance(made, Plan):
+        if failed or isinstance(made, Plan):
             try:
                 body = await whole(response, fields, self._fetcher.max_body, self._fetcher.patience)
             except Exception as error:
@@ -174,8 +171,6 @@ class Errand:
         entry = self._entry(response, fields, made, body, fingerprints([*generations, *tagged]), tags, received - sent)
         return await self._write(owner, response, entry)
 
-    # -- inside ------------------------------------------------------------------------------------
-
     async def head(self) -> Response:
         """Have a HEAD answered; what that tells of the stored answer to a GET is kept (RFC 9111, section 4.3.5)."""
         request, stale, clock = self._request, self._visit.stale, self._fetcher.clock
@@ -188,7 +183,7 @@ class Errand:
         if matches_head(fields_of(response.head()), response.length, stale.fields(), len(stale.body)):
             fresh = renewed(stale, response)
             fields = fields_of(fresh.head())
-            made = self._plan(fresh, fields, sent, received)
+            made = self._plan(fresh.status, fields, sent, received)
             if isinstance(made, str):
                 return response
             entry = self._entry(
@@ -204,26 +199,29 @@ class Errand:
             self._fetcher.complain(error)
         return response
 
+    # -- inside ------------------------------------------------------------------------------------
+
+    async def _ask(self, known: Entry | None) -> Response:
+        """The upstream's answer.
+
+        Args:
+            known: what is stored, out of date or a part.
+        """
+        return await self._exchange.whole(known)
+
     def _landing(self, how: str, place: Place, **more: Any) -> Landing:
         return Landing(how, place, status=self._exchange.status, **more)
-
-    @property
-    def _part(self) -> Part | None:
-        """What of the whole is to be kept; None: all."""
-        kept = self._exchange.part
-        return None if kept is None or is_whole(kept[0]) else kept[0]
 
     @property
     def _authorized(self) -> bool:
         return bool(self._visit.facts.credentials) or self._request.identity is not None
 
-    def _plan(self, response: Response, fields: CIMultiDict[str], sent: float, received: float) -> Plan | str:
+    def _plan(self, status: int, fields: CIMultiDict[str], sent: float, received: float) -> Plan | str:
         visit, fetcher = self._visit, self._fetcher
         if tags_for(self._request, fields, fetcher.tags, fetcher.templates) is None:
             return "tags"
         made = plan(
-            # A part that can be kept is one of the whole.
-            200 if self._exchange.part is not None else response.status,
+            status,
             fields,
             shared=not visit.who,
             authorized=self._authorized,
@@ -232,8 +230,6 @@ class Errand:
             received=received,
             chance=fetcher.chance(),
         )
-        if isinstance(made, Plan) and self._part is not None:
-            made = replace(made, refresh_from=0.0)  # it is no answer to most requests
         if isinstance(made, Plan) and visit.index is not None:
             # Once variants are told apart by a field, they stay so: another answer may have left it out of `Vary`.
             names = tuple(sorted({*made.vary, *visit.index.names}))
@@ -250,12 +246,9 @@ class Errand:
         tags: tuple[str, ...] = (),
         cost: float = 0.0,
     ) -> Entry:
-        rules, part = self._fetcher.rules, self._part
-        status = response.status if self._exchange.part is None else 200 if part is None else 206
+        rules = self._fetcher.rules
         out = left_out(control(fields, rules).directives, rules, shared=not self._visit.who)
         without = {*ADDED, *[name.encode("utf-8", "surrogateescape") for name in out]}
-        if self._exchange.part is not None:
-            without.add(b"content-range")
         lines = [line for line in response.head().split(b"\r\n") if line]
         named = [(line.partition(b":")[0].lower(), line) for line in lines]
         kept = [(name, line) for name, line in named if name not in without]
@@ -266,7 +259,7 @@ class Errand:
             head += header_line("Date", formatdate(self._fetcher.clock(), usegmt=True))
             names.append(b"date")
         return Entry(
-            status,
+            response.status,
             made,
             head,
             frozenset((*names, *ADDED)),
@@ -274,9 +267,8 @@ class Errand:
             generations=prints[0],
             hard=prints[1],
             tags=tags,
-            reason=response.reason if status == response.status else None,
+            reason=response.reason,
             prior=members(fields),
-            part=part,
             cost=cost,
         )
 
@@ -319,7 +311,7 @@ class Errand:
         """Where the request finds it, and the index that leads there."""
         store, visit, now = self._store, self._visit, self._fetcher.clock()
         names = entry.plan.vary
-        place = self._place(names)
+        place = self._place(names) if entry.part is None else self._place(names).part
         ttl = entry.plan.ends - now
         detail = "stored"
         written: list[tuple[Place, Stored, float]] = [(place, entry, ttl)]
@@ -342,8 +334,6 @@ class Errand:
             self._fetcher.complain(error)
             store.release(self.place, owner)
             detail = "detail=redis"
-        if self._exchange.part is None:
-            response.body, response.length = entry.body, None
         if entry.plan.expires <= now:
             # It is there to be revalidated: who waits does that for himself.
             return self._landing(AGAIN, place, response=response, detail=detail)

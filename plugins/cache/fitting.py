@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from secrets import token_hex
 
+from multidict import CIMultiDict
+
 from gateway.plugin import header_line
 from plugins.cache.conditions import not_modified
-from plugins.cache.entry import Part, fields_of
+from plugins.cache.entry import Entry, Part, fields_of
 from plugins.cache.facts import Facts
 from plugins.cache.ranges import answer, honoured, part_of, satisfy
 
@@ -34,18 +36,16 @@ def fit(facts: Facts, status: int, head: bytes, body: bytes, part: Part | None =
     Args:
         facts: the request's.
         head: the answer's header lines.
-        part: what its body is of the whole; None: all. It has what `facts` asks for (see `has`).
+        part: what is stored of the whole; it has what `facts` asks for (see `has`). None: all, or a 206 as it came.
     """
     if status not in (200, 206) or not (facts.conditions or facts.ranges):
         return None
     fields = fields_of(head)
     lines = [line for line in head.split(b"\r\n") if line]
-    if status == 200 and facts.conditions and not_modified(facts.conditions, fields):
+    if facts.conditions and not_modified(facts.conditions, fields):
         # What describes the body stays with the body (RFC 9110, section 15.4.5).
         return Fitted(304, [line for line in lines if not _describes_body(line)], b"")
-    if not facts.ranges:
-        return None
-    if not honoured(facts.if_range, fields.get("ETag", ""), fields.get("Last-Modified", ""), fields.get("Date", "")):
+    if not facts.ranges or (status == 206 and part is None) or not _honoured(facts, fields):
         return None
     first, complete = (0, len(body)) if part is None else (part[0], part[2])
     slices = satisfy(facts.ranges, len(body)) if part is None else part_of(facts.ranges, *part)
@@ -62,11 +62,15 @@ def fit(facts: Facts, status: int, head: bytes, body: bytes, part: Part | None =
     return Fitted(206, [line for line in lines if _name(line) not in replaced] + new, body)
 
 
-def has(facts: Facts, part: Part | None) -> bool:
-    """Whether what is stored is enough for this request."""
-    if part is None:
-        return True
-    return facts.ranges is not None and facts.if_range is None and part_of(facts.ranges, *part) is not None
+def has(facts: Facts, entry: Entry) -> bool:
+    """Whether a stored part is enough for this request."""
+    if facts.ranges is None or entry.part is None or not _honoured(facts, entry.fields()):
+        return False
+    return part_of(facts.ranges, *entry.part) is not None
+
+
+def _honoured(facts: Facts, fields: CIMultiDict[str]) -> bool:
+    return honoured(facts.if_range, *[fields.get(name, "") for name in ("ETag", "Last-Modified", "Date")])
 
 
 def _name(line: bytes) -> bytes:

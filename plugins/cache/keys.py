@@ -56,6 +56,11 @@ class Place:
     def __repr__(self) -> str:
         return f"<Place {self.digest[:8]}>"
 
+    @property
+    def part(self) -> Place:
+        """Where a part of it lies, while the whole is not stored."""
+        return Place(self._prefix, digest("part", self.digest))
+
     def shard(self, number: int) -> bytes:
         """The key of a copy, in another slot; number 0 is the entry itself."""
         return self.entry if number == 0 else f"{self._prefix}:cache:{{{self.digest}#{number:02}}}".encode()

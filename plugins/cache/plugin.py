@@ -36,6 +36,7 @@ from plugins.cache.hot import RANK, HotKeys
 from plugins.cache.invalidation import changed_urls
 from plugins.cache.keys import Keys, everything, of_route
 from plugins.cache.lookup import Lookup, Visit
+from plugins.cache.parts import PartErrand
 from plugins.cache.purge import Purge
 from plugins.cache.purge_method import PurgeMethod
 from plugins.cache.rules import Rules
@@ -221,23 +222,22 @@ class Cache(Plugin):
                 now = self.clock()
                 verdict = policy.judge(found.plan, visit.facts.asked, now)
                 visit.stale = found
-                if has(visit.facts, found.part):
-                    if verdict == policy.STALE or (verdict == policy.FRESH and self._due(found, now)):
-                        self._refresh(visit, request, call_next)
-                    if verdict == policy.FRESH and visit.target.plain:
-                        return hit(found, now, visit.place)
-                    if verdict in OUTCOMES:
-                        told = f"hit; ttl={found.plan.expires - now:.0f}"
-                        return served(found, visit.facts, now, OUTCOMES[verdict], told)
-                why = FORWARDED.get(verdict, "fwd=partial")
+                if verdict == policy.STALE or (verdict == policy.FRESH and self._due(found, now)):
+                    self._refresh(visit, request, call_next)
+                if verdict == policy.FRESH and visit.target.plain:
+                    return hit(found, now, visit.place)
+                if verdict in OUTCOMES:
+                    told = f"hit; ttl={found.plan.expires - now:.0f}"
+                    return served(found, visit.facts, now, OUTCOMES[verdict], told)
+                why = FORWARDED[verdict]
             elif visit.index is not None:
                 why = "fwd=vary-miss"
+            if found is None and visit.facts.ranges:
+                return await self._part(visit, request, call_next, why)
             if "only-if-cached" in visit.facts.asked:
                 return not_stored()
             if request.method == "HEAD":
                 return await self._head(visit, request, call_next, why)
-            if visit.facts.ranges and (visit.stale is None or visit.stale.part is not None):
-                return await self._alone(visit, request, call_next, why, ranged=True)
             if visit.stale is not None and (why == "fwd=request" or visit.stale.plan.never_fresh):
                 return await self._alone(visit, request, call_next, why)
             if "no-cache" in visit.facts.asked:
@@ -280,11 +280,25 @@ class Cache(Plugin):
             place = self._lookup.place_of(visit, request, landing.names, request.changes)
         return landing.place.digest == place.digest and await self._lookup.usable(visit, entry) is entry
 
+    async def _part(self, visit: Visit, request: Request, call_next: Handler, why: str) -> Response:
+        """A part of what is not stored whole: from a stored part, else from the upstream, to be stored as one."""
+        found = await self._lookup.usable(visit, await self._store.read(visit.place.part.entry))
+        if isinstance(found, Entry):
+            now = self.clock()
+            if policy.judge(found.plan, visit.facts.asked, now) == policy.FRESH and has(visit.facts, found):
+                return served(found, visit.facts, now, HIT, f"hit; ttl={found.plan.expires - now:.0f}")
+            why = "fwd=partial"
+        if "only-if-cached" in visit.facts.asked:
+            return not_stored()
+        if isinstance(found, Uncacheable):
+            return await self._forward(request, call_next, f"{why}; detail=not-cacheable")
+        return await self._alone(visit, request, call_next, why, PartErrand)
+
     async def _alone(
-        self, visit: Visit, request: Request, call_next: Handler, why: str, *, ranged: bool = False
+        self, visit: Visit, request: Request, call_next: Handler, why: str, kind: type[Errand] = Errand
     ) -> Response:
         """What others do not wait for: newer than what is stored, or a part. Unless somebody fetches it right now."""
-        landing = await self._flights.now(Errand(self._fetcher, visit, request, call_next, ranged=ranged))
+        landing = await self._flights.now(kind(self._fetcher, visit, request, call_next))
         if landing is None:
             return await self._forward(request, call_next, why)
         if landing.response is not None:

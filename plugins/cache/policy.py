@@ -33,7 +33,7 @@ MAX_LIFE: Final = 24 * 3600.0
 HEURISTIC: Final = frozenset({200, 203, 204, 206, 300, 301, 308, 404, 405, 410, 414, 501})
 # For the configuration's `ttl`, errors are not among them: `ttl_by_status` names those.
 BY_DEFAULT: Final = frozenset({200, 203, 204, 300, 301, 308})
-# A 304 is about another answer, a 416 about one request's `Range`; parts (206) are not stored.
+# A 304 is about another answer, a 416 about one request's `Range`; a part (206) is judged like the whole (see `parts`).
 NEVER: Final = frozenset({206, 304, 416})
 # Statuses whose caching rules are known here (RFC 9111, section 5.2.2.3).
 UNDERSTOOD: Final = frozenset({200, 203, 204, 206, 300, 301, 302, 303, 307, 308, 404, 405, 410, 414, 501})

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 import pytest
 import redis.asyncio
+from aiohttp import web
 
 from plugins.cache import target
 from plugins.cache.explain import BYPASSES
@@ -257,6 +258,19 @@ async def test_a_part_is_told(gateway: StartGateway, config: Path, ask: Client, 
     await ask(node, "/a")
     assert (await explained(config, URL, "-HRange: bytes=0-1"))["verdict"].startswith("HIT")
     assert "only the upstream can judge" in (await explained(config, URL, '-HIf-Match: "1"'))["verdict"]
+
+
+async def test_a_stored_part_is_told(
+    gateway: StartGateway, config: Path, upstream: UpstreamServer, ask: Client
+) -> None:
+    fields = {"Cache-Control": "max-age=60", "Content-Range": "bytes 0-4/10"}
+    upstream.answer("/a", lambda request: web.Response(status=206, body=b"01234", headers=fields))
+    node = await node_of(gateway, config)
+    await ask(node, "/a", headers={"Range": "bytes=0-4"})
+    told = await explained(config, URL, "-HRange: bytes=1-2")
+    assert (told["verdict"][:3], told["stored"]["part"]) == ("HIT", [0, 4, 10])
+    assert "only a part" in (await explained(config, URL, "-HRange: bytes=4-5"))["verdict"]
+    assert (await explained(config, URL))["verdict"] == "MISS: nothing is stored"
 
 
 def test_every_reason_of_the_workers_has_words() -> None:
