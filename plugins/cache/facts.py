@@ -153,7 +153,8 @@ def _facts(found: Sequence[tuple[int, bytes, bytes]], method: str, trusted: bool
     conditions: dict[str, str] = {}
     for kind, raw, value in found:
         text = value.decode("utf-8", "surrogateescape")
-        name = raw.lower().replace(b"_", b"-").decode("utf-8", "surrogateescape")
+        spelled = raw.lower().decode("utf-8", "surrogateescape")
+        name = spelled.replace("_", "-")
         if kind == CACHE_CONTROL:
             control.append(text)
         elif kind == PRAGMA:
@@ -170,10 +171,11 @@ def _facts(found: Sequence[tuple[int, bytes, bytes]], method: str, trusted: bool
             if name == "cookie":
                 facts.cookies += (name, text)
             else:
-                facts.credentials += (name, text)
+                # `X_Api_Key` is `X-Api-Key` to some upstreams only: whoever sends the one is not who sends the other.
+                facts.credentials += (spelled, text)
         elif kind == STEERING or trusted:
             # Of the others, `X-Forwarded-*` and `Forwarded` are only passed on for a trusted proxy.
-            facts.steering += (name, _NODES.sub("", text) if name == "forwarded" else text)
+            facts.steering += (spelled, _NODES.sub("", text) if name == "forwarded" else text)
     facts.conditions = conditions
     if ranges and method == "GET":  # RFC 9110, section 14.2: it means nothing for others
         facts.ranges = parse(", ".join(ranges))

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
+import aiohttp
 import pytest
+import yarl
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 
 from tests.conftest import StartGateway
 from tests.harness import Gateway, UpstreamServer, eventually, raw_exchange
 from tests.plugins.cache.conftest import Client
+from tests.plugins.test_session import cookie, write
 
 CREDENTIALS = ("Authorization", "Cookie", "X-Api-Key")
 SELECTING = ("Accept-Language", "X-Flavour")
@@ -280,3 +285,204 @@ async def test_case_counts_in_the_parameters_of_a_media_type(
     node = await gateway({"plugins": {"cache": {}}})
     for accept in ('a/b;profile="X, y"', 'a/b;profile="x,y"'):
         assert (await ask(node, headers={"Accept": accept})).body.decode() == accept
+
+
+# -- attacks ---------------------------------------------------------------------------------------
+
+KEYED = {
+    "ignore_query": ["utm_*"],
+    "sort_query": True,
+    "key_headers": ["X-Country"],
+    "key_cookies": ["plan"],
+    "methods": ["POST", "QUERY"],
+    "ttl": 60,
+}
+NAMES = (
+    "Authorization authorization X-Country X_Country x-country Cookie X-Api-Key X_Api_Key X-Host X-Original-URL"
+    " X_Http_Method_Override X-HTTP-Method-Override Content-Encoding"
+)
+TARGETS = (
+    "/a /a?b=1&c=2 /a?c=2&b=1 /a?b=1&b=2 /a?b=2&b=1 /a?utm_x=1 /a?b=1;utm_x=1 /a?%75tm_x=1 /a?utm_x=%26b /a?utm_x[]=1"
+    " /a/x.css /A"
+)
+VALUES = ["a", "b", "a,b", "a, b", "plan=a", "plan=b", "plan=a; plan=b", ""]
+BODIES = [b"", b"{}", b'{"a":1}', b'{"a": 1}', b'{"a":1.0}', b'{"a":1,"a":2}', b'{"a":2}', b"a=1"]
+TYPES: list[dict[str, str]] = [
+    {"Content-Type": "application/json"},
+    {"Content_Type": "application/json"},
+    {"Content-Type": "text/plain"},
+    {},
+]
+visible = st.fixed_dictionaries(
+    {
+        "method": st.sampled_from(["GET", "POST", "QUERY"]),
+        "path": st.sampled_from(TARGETS.split()),
+        "headers": st.dictionaries(st.sampled_from(NAMES.split()), st.sampled_from(VALUES), max_size=3),
+        "host": st.sampled_from(["one.test", "two.test", "one.test:80", "ONE.test"]),
+        "body": st.sampled_from(BODIES),
+        "type": st.sampled_from(TYPES),
+    }
+)
+# Pairs that differ in one thing only find more than pairs that differ in all.
+differing = visible.flatmap(
+    lambda one: st.lists(
+        st.tuples(st.sampled_from(sorted(one)), visible).map(lambda change: {**one, change[0]: change[1][change[0]]}),
+        min_size=2,
+        max_size=6,
+    ).map(lambda others: [one, *others])
+)
+# What a request says to no upstream, or to each anew.
+TOLD_ANYWAY = {"connection", "forwarded", "via", "content-length", "user-agent", "accept", "accept-encoding"}
+
+
+async def echo(request: web.Request) -> web.Response:
+    lines = [(name.decode().lower(), value.decode()) for name, value in request.raw_headers]
+    seen = [
+        request.method,
+        request.raw_path,
+        sorted(line for line in lines if line[0] not in TOLD_ANYWAY and not line[0].startswith("x-forwarded")),
+        (await request.read()).decode(),
+    ]
+    return web.json_response(seen)
+
+
+def plain(seen: Any) -> Any:
+    """What an upstream has seen, but for what the configuration says does not count."""
+    method, target, lines, body = seen
+    path, _, query = target.partition("?")
+    pieces = query.split("&")
+    if all(piece.replace("=", "").replace("_", "").isalnum() for piece in pieces):
+        pieces = sorted([piece for piece in pieces if piece[:4] != "utm_"], key=lambda piece: piece.partition("=")[0])
+        target = f"{path}?{'&'.join(pieces)}" if pieces else path
+    if method == "GET":
+        lines = [line for line in lines if not line[0].startswith("content")]
+    lines = [[name, value.lower() if name == "host" else value] for name, value in lines]
+    lines = [[name, value.replace(", ", ",") if name == "x-country" else value] for name, value in lines]
+    named = [value for name, value in lines if name == "content-type"]
+    if named == ["application/json"] and not any(name in ("content-encoding", "content_type") for name, _ in lines):
+        body = body.replace(" ", "")
+    return [method, target, lines, body]
+
+
+@settings(max_examples=100)
+@given(requests=differing)
+async def test_whoever_shares_an_answer_would_have_been_answered_so(
+    keyed: list[Gateway], http: aiohttp.ClientSession, redis_client: Any, requests: list[dict[str, Any]]
+) -> None:
+    """Two requests that differ in anything the upstream sees share no answer, except in what is to be ignored."""
+    await redis_client.flushall()
+    await eventually(lambda: not any(len(node.worker.redis.mirror) for node in keyed), every=0)
+    for number, request in enumerate([*requests, *requests]):
+        node = keyed[number % 2]
+        headers: CIMultiDict[str] = CIMultiDict()
+        for name, value in {**request["headers"], **request["type"], "Host": request["host"]}.items():
+            headers[name] = value
+        options = {"data": request["body"]} if request["method"] != "GET" else {}
+        url = yarl.URL(node.url + request["path"], encoded=True)
+        async with http.request(
+            request["method"], url, headers=headers, skip_auto_headers=["Content-Type"], **options
+        ) as answer:
+            got = await answer.json()
+        mine = sorted([name.lower(), value] for name, value in headers.items())
+        told = [line for line in mine if line[0] not in TOLD_ANYWAY]
+        body = request["body"].decode() if options else ""
+        assert plain(got) == plain([request["method"], request["path"], told, body])
+
+
+@pytest.fixture
+async def keyed(gateway: StartGateway, upstream: UpstreamServer) -> list[Gateway]:
+    class Echoing(dict[str, Any]):
+        def get(self, key: str, default: Any = None) -> Any:
+            return echo
+
+    upstream.answers = Echoing()
+    return [await gateway({"plugins": {"cache": KEYED}}) for _ in range(2)]
+
+
+@pytest.mark.parametrize("path", ["/account/x.css", "/account%2Fx.css", "/account/..%2fstatic/x.css", "/account;x.css"])
+async def test_a_path_that_looks_public_is_kept_for_him_who_asked(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, path: str
+) -> None:
+    """Cache deception: a victim is led to a URL that ends like a picture's, where the upstream shows his account."""
+
+    async def account(request: web.Request) -> web.Response:
+        return web.Response(text=request.headers.get("Cookie", "nobody"), headers={"Content-Type": "text/css"})
+
+    class Anywhere(dict[str, Any]):
+        def get(self, key: str, default: Any = None) -> Any:
+            return account
+
+    upstream.answers = Anywhere()
+    cache = {"ttl": 60, "ttl_by_content_type": {"text/css": 600}, "ignore_query": ["*"]}
+    node = await gateway({"plugins": {"cache": cache}})
+    assert (await ask(node, path, headers={"Cookie": "id=victim"})).body == b"id=victim"
+    for headers in ({}, {"Cookie": "id=mallory"}, {"Cookie": ""}):
+        assert b"victim" not in (await ask(node, path, headers=headers)).body
+        assert b"victim" not in (await ask(node, f"{path}?x.css", headers=headers)).body
+
+
+async def test_the_case_of_a_fields_name_says_nothing_and_that_of_a_credential_all(
+    gateway: StartGateway, upstream: UpstreamServer
+) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text=request.headers["Authorization"], headers={"Cache-Control": "private, max-age=60"})
+
+    upstream.answer("/a", answer)
+    node = await gateway({"plugins": {"cache": {}}})
+
+    async def get(line: bytes) -> bytes:
+        return await raw_exchange(node.port, b"GET /a HTTP/1.1\r\nHost: a\r\nConnection: close\r\n%b\r\n\r\n" % line)
+
+    assert (await get(b"Authorization: Basic QQ==")).endswith(b"\r\n\r\nBasic QQ==")
+    assert b"X-Cache: HIT" in await get(b"aUTHORIZATION: Basic QQ==")
+    assert (await get(b"Authorization: Basic qQ==")).endswith(b"\r\n\r\nBasic qQ==")
+
+
+async def test_a_session_that_changes_its_user_gets_nothing_of_the_one_before(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, redis_client: Any
+) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text=request.headers.get("X-User-Id", "nobody"), headers={"Cache-Control": "max-age=60"})
+
+    upstream.answer("/me", answer)
+    config = {"plugins": {"session": {"required": False}, "cache": {}}}
+    nodes = [await gateway(config), await gateway({**config, "redis": {"mirror": {"max_bytes": 0}}})]
+    expires = str(int(time.time()) + 600)
+    key = await write(redis_client, "one-session-1234", userId="ada", createdAt="0", expiresAt=expires)
+    mine = cookie("one-session-1234")
+    for node in nodes * 2:
+        assert (await ask(node, "/me", headers=mine)).body == b"ada"
+    for user in ("bob", "ada", "eve"):
+        await redis_client.hset(key, "userId", user)
+        # The node without a mirror asks Redis each time; the other has heard of it by then.
+        assert (await ask(nodes[1], "/me", headers=mine)).body.decode() == user
+        assert (await ask(nodes[0], "/me", headers=mine)).body.decode() == user
+    await redis_client.delete(key)
+    for node in reversed(nodes):
+        assert (await ask(node, "/me", headers=mine)).body == b"nobody"
+
+
+async def test_credentials_are_only_stored_as_a_hash(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, say: Any, redis_client: Any
+) -> None:
+    say("/a")
+    cache = {"key_headers": ["X-Country"], "key_cookies": ["plan"], "methods": ["POST"]}
+    node = await gateway({"plugins": {"cache": cache}})
+    headers = {"Authorization": "Bearer secret1", "Cookie": "plan=secret2", "X-Country": "secret3"}
+    await ask(node, headers=headers)
+    await ask(node, method="POST", data=b"secret4", headers=headers)
+    for key in await redis_client.keys("*"):
+        stored = await redis_client.dump(key)
+        assert b"secret" not in key + stored, key
+
+
+async def test_a_name_with_underscores_is_no_credential_to_all_servers(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client
+) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text=request.headers.get("X-Api-Key", "nobody"), headers={"Cache-Control": "max-age=60"})
+
+    upstream.answer("/a", answer)
+    node = await gateway({"plugins": {"cache": {}}})
+    assert (await ask(node, headers={"X_Api_Key": "ada"})).body == b"nobody"
+    assert (await ask(node, headers={"X-Api-Key": "ada"})).body == b"ada"
