@@ -327,7 +327,7 @@ class Cache(Plugin):
 
     def _refresh(self, visit: Visit, request: Request, call_next: Handler) -> None:
         """Fetch a fresh answer behind the client's back."""
-        if request.method == "GET" and visit.stale is not None:
+        if request.method != "HEAD" and visit.stale is not None:
             self._flights.refresh(Errand(self._fetcher, visit, request, call_next), visit.stale)
 
     @staticmethod

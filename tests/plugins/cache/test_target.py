@@ -11,8 +11,8 @@ from aiohttp import web
 
 from plugins.cache.target import Commons, Target, Targets
 from tests.conftest import StartGateway
-from tests.harness import Gateway, UpstreamServer, raw_exchange
-from tests.plugins.cache.conftest import Client
+from tests.harness import Gateway, UpstreamServer, eventually, raw_exchange
+from tests.plugins.cache.conftest import Client, Clock
 
 Say = Callable[..., None]
 
@@ -197,6 +197,27 @@ async def test_many_who_search_the_same_at_once_are_answered_by_one_fetch(
     got = await asyncio.gather(*asked)
     assert {one.body for one in got} == {b'POST /search {"q": 0} -', b'POST /search {"q": 1} -'}
     assert len(upstream.requests) == 2
+
+
+async def test_a_search_is_refreshed_behind_the_clients_back(
+    searching: Gateway, upstream: UpstreamServer, ask: Client, clock: Clock, say: Say
+) -> None:
+    say("/search", "max-age=10, stale-while-revalidate=60")
+    clock.stand(searching)
+    await ask(searching, "/search", "POST", data=b'{"q": 1}', headers=JSON)
+    clock.pass_by(20)
+    stale = await ask(searching, "/search", "POST", data=b'{"q":1}', headers=JSON)
+    assert (stale.cache, stale.body) == ("STALE", b"/search 1")
+    await eventually(lambda: len(upstream.requests) == 2)
+    assert upstream.requests[1].body == b'{"q":1}'
+
+    async def refreshed() -> bool:
+        got = await ask(searching, "/search", "POST", data=b'{"q":1}', headers=JSON)
+        return (got.cache, got.body) == ("HIT", b"/search 2")
+
+    async with asyncio.timeout(2):
+        while not await refreshed():
+            pass
 
 
 async def test_a_client_that_waits_to_be_told_to_send_its_search_is_told(
