@@ -44,7 +44,7 @@ def test_one_document_has_one_key_in_all_its_spellings(one: str, other: str) -> 
         ("0.1", "0.10000000000000001"),
         ("1", '"1"'),
         ("1", '{"number":"1"}'),
-        ('{"a":1}', '{"object":{"a":1}}'),
+        ("1", '"\\u00001"'),
         ("[1,2]", "[2,1]"),
         ("null", '"null"'),
         ("true", "1"),
