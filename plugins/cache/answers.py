@@ -11,6 +11,7 @@ from typing import Final
 from multidict import CIMultiDict
 
 from gateway.plugin import HIT, MISS, PASS, STALE, Response, problem
+from plugins.cache.compress import as_gzip
 from plugins.cache.entry import Entry
 from plugins.cache.facts import Facts
 from plugins.cache.fitting import fit
@@ -24,19 +25,23 @@ _NAME: Final = NAME.encode()
 
 
 def hit(entry: Entry, now: float, place: Place) -> Response:
-    """A fresh answer. The three lines we add change once a second; in between they are bytes already, at its place."""
+    """A fresh answer, in gzip if it is stored so.
+
+    The three lines we add change once a second; in between they are bytes already, at its place.
+    """
     second = int(now)
     if place.shown_at != second or place.shown_of is not entry.head:
         plan = entry.plan
+        head, place.shown_names = as_gzip(entry.head, entry.names) if entry.coding else (entry.head, entry.names)
         place.shown = b"%bAge: %d\r\nX-Cache: HIT\r\nCache-Status: %b%b; hit; ttl=%d\r\n" % (
-            entry.head,
+            head,
             max(0, int(now - plan.born)),
             entry.prior.encode("utf-8", "surrogateescape"),
             _NAME,
             plan.expires - now,
         )
         place.shown_at, place.shown_of = second, entry.head
-    return Response.prebuilt(entry.status, place.shown, entry.names, entry.body, outcome=HIT, reason=entry.reason)
+    return Response.prebuilt(entry.status, place.shown, place.shown_names, entry.body, outcome=HIT, reason=entry.reason)
 
 
 def served(entry: Entry, facts: Facts, now: float, outcome: str, detail: str) -> Response:

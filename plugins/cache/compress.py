@@ -242,6 +242,18 @@ def as_identity(head: bytes, names: frozenset[bytes]) -> tuple[bytes, frozenset[
     return b"".join(lines), names
 
 
+async def packed(entry: Entry, threshold: int) -> Entry:
+    """What is to be stored of an answer: its gzip representation if that is `worth` it, else itself."""
+    if not threshold or not worth(entry.status, entry.fields(), len(entry.body), threshold):
+        return entry
+    body = await pack(entry.body)
+    if body is None:
+        return entry
+    one = copy(entry)
+    one.body, one.coding = body, "gzip"
+    return one
+
+
 async def represented(entry: Entry, limit: int, *, gzip: bool) -> Entry:
     """One representation of what is stored, to be served as it is, not to be stored.
 

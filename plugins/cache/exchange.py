@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from gateway.plugin import Handler, Request, Response
 from plugins.cache.bodies import close, whole
+from plugins.cache.compress import unpack
 from plugins.cache.conditions import CONDITIONS, RANGES, confirms, freshened, is_strong, names_in, validators
 from plugins.cache.entry import Entry, fields_of
 from plugins.cache.ranges import combine, content_range, is_whole, missing
@@ -80,22 +81,27 @@ class Exchange:
         """What is stored after a 304 or 206; None if that does not fit it."""
         fields, stored = fields_of(response.head()), known.fields()
         if known.part is None:
-            return renewed(known, response) if response.status == 304 and confirms(fields, stored) else None
+            if response.status != 304 or not confirms(fields, stored):
+                return None
+            try:
+                body = await unpack(known.body, self._limit) if known.coding else known.body
+            except ValueError:
+                return None
+            return renewed(known, response, body)
         part = content_range(fields.get("Content-Range", ""))
         if response.status != 206 or part is None or fields.get("ETag") != stored["ETag"]:
             return None
-        body = await whole(response, fields, self._limit, self._patience)
-        joined = None if body is None else combine(known.part, known.body, part, body, self._limit)
+        rest = await whole(response, fields, self._limit, self._patience)
+        joined = None if rest is None else combine(known.part, known.body, part, rest, self._limit)
         return renewed(known, response, joined[1]) if joined is not None and is_whole(joined[0]) else None
 
 
-def renewed(known: Entry, response: Response, completed: bytes | None = None) -> Response:
+def renewed(known: Entry, response: Response, body: bytes) -> Response:
     """What is stored, with its header brought up to date by an answer without its body.
 
     Args:
-        completed: the whole body, where only a part was stored.
+        body: the whole one.
     """
     head = freshened(known.head, response.head())
-    if completed is not None:
-        return Response.prebuilt(200, head, names_in(head), completed)
-    return Response.prebuilt(known.status, head, names_in(head), known.body, reason=known.reason)
+    status, reason = (200, None) if known.part else (known.status, known.reason)
+    return Response.prebuilt(status, head, names_in(head), body, reason=reason)

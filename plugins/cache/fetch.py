@@ -15,6 +15,7 @@ from multidict import CIMultiDict
 from gateway.plugin import Handler, RedisError, Request, Response, header_line, problem
 from plugins.cache.answers import ADDED, members
 from plugins.cache.bodies import close, whole
+from plugins.cache.compress import packed, size_of
 from plugins.cache.conditions import matches_head
 from plugins.cache.entry import Entry, Index, Stored, fields_of
 from plugins.cache.entry import Uncacheable as Mark
@@ -42,6 +43,7 @@ class Fetcher:
         rules: for answers that say nothing.
         tags: the fields that carry tags.
         max_body: bytes; a longer body is not stored.
+        compress_over: bytes from which on a body is stored in gzip; 0: none is.
         patience: seconds; nor is one that takes longer to come.
         clock: seconds since 1970.
         chance: a number between 0 and 1 at each call.
@@ -55,6 +57,7 @@ class Fetcher:
         tags: tuple[str, ...],
         templates: tuple[Template, ...] = (),
         max_body: int,
+        compress_over: int,
         patience: float,
         clock: Callable[[], float],
         chance: Callable[[], float] = random,
@@ -65,6 +68,7 @@ class Fetcher:
         self.tags = tags
         self.templates = templates
         self.max_body = max_body
+        self.compress_over = compress_over
         self.patience = patience
         self.clock = clock
         self.chance = chance
@@ -180,8 +184,9 @@ class Errand:
         received = clock()
         if stale is None or response.status != stale.status or not self._visit.whose(request):
             return response
-        if matches_head(fields_of(response.head()), response.length, stale.fields(), len(stale.body)):
-            fresh = renewed(stale, response)
+        size = size_of(stale.body) if stale.coding else len(stale.body)
+        if matches_head(fields_of(response.head()), response.length, stale.fields(), size):
+            fresh = renewed(stale, response, stale.body)
             fields = fields_of(fresh.head())
             made = self._plan(fresh.status, fields, sent, received)
             if isinstance(made, str):
@@ -189,6 +194,7 @@ class Errand:
             entry = self._entry(
                 fresh, fields, made, stale.body, (stale.generations, stale.hard), stale.tags, stale.cost
             )
+            entry.coding = stale.coding
         else:
             entry = stale
             entry.plan = ended(stale.plan, received)
@@ -309,12 +315,13 @@ class Errand:
 
     async def _write(self, owner: str, response: Response, entry: Entry) -> Landing:
         """Where the request finds it, and the index that leads there."""
+        kept = await packed(entry, self._fetcher.compress_over)
         store, visit, now = self._store, self._visit, self._fetcher.clock()
         names = entry.plan.vary
         place = self._place(names) if entry.part is None else self._place(names).part
         ttl = entry.plan.ends - now
         detail = "stored"
-        written: list[tuple[Place, Stored, float]] = [(place, entry, ttl)]
+        written: list[tuple[Place, Stored, float]] = [(place, kept, ttl)]
         if names and (visit.index is None or visit.index.names != names or now - visit.index.made > INDEX_SECONDS / 2):
             written.append((visit.address, Index(names, now), INDEX_SECONDS))
         try:

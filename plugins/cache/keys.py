@@ -41,7 +41,7 @@ def digest(*parts: str) -> str:
 class Place:
     """Where one answer lies."""
 
-    __slots__ = ("_prefix", "digest", "entry", "lock", "shown", "shown_at", "shown_of")
+    __slots__ = ("_prefix", "digest", "entry", "lock", "shown", "shown_at", "shown_names", "shown_of")
 
     def __init__(self, prefix: str, name: str) -> None:
         self.digest = name
@@ -52,6 +52,7 @@ class Place:
         self.shown = b""
         self.shown_at = -1
         self.shown_of = b""
+        self.shown_names: frozenset[bytes] = frozenset()
 
     def __repr__(self) -> str:
         return f"<Place {self.digest[:8]}>"

@@ -26,6 +26,7 @@ from gateway.plugin import (
 )
 from plugins.cache import policy, stampede
 from plugins.cache.answers import hit, mark, not_stored, served, tailored
+from plugins.cache.compress import SUFFIX, original_etag, represented
 from plugins.cache.config import CacheConfig
 from plugins.cache.early import due
 from plugins.cache.entry import Entry, Uncacheable
@@ -109,6 +110,7 @@ class Cache(Plugin):
             tags=config.tags,
             templates=tuple(Template(text) for text in config.tag_templates),
             max_body=config.max_body,
+            compress_over=config.compress_over,
             patience=config.wait_timeout,
             clock=self._now,
         )
@@ -171,7 +173,9 @@ class Cache(Plugin):
         ):
             return None
         now = self.clock()
-        return hit(entry, now, target.address) if now < entry.plan.refresh_from else None
+        if now >= entry.plan.refresh_from or (entry.coding and not target.gzip):
+            return None
+        return hit(entry, now, target.address)
 
     async def __call__(self, request: Request, call_next: Handler) -> Response:
         target: Target = request.state[self.name]
@@ -186,6 +190,8 @@ class Cache(Plugin):
         if self._purging.takes(request):
             return await self._purging.answer(request)
         changing = target.unsafe
+        if changing and self.config.compress_over:
+            _ask_for_originals(request)
         try:
             response = await call_next(request)
         except asyncio.CancelledError:
@@ -224,11 +230,11 @@ class Cache(Plugin):
                 visit.stale = found
                 if verdict == policy.STALE or (verdict == policy.FRESH and self._due(found, now)):
                     self._refresh(visit, request, call_next)
-                if verdict == policy.FRESH and visit.target.plain:
+                if verdict == policy.FRESH and visit.target.plain and (visit.target.gzip or not found.coding):
                     return hit(found, now, visit.place)
                 if verdict in OUTCOMES:
                     told = f"hit; ttl={found.plan.expires - now:.0f}"
-                    return served(found, visit.facts, now, OUTCOMES[verdict], told)
+                    return await self._served(found, visit, call_next, OUTCOMES[verdict], told)
                 why = FORWARDED[verdict]
             elif visit.index is not None:
                 why = "fwd=vary-miss"
@@ -269,8 +275,8 @@ class Cache(Plugin):
         if landing.entry is None:
             return await self._forward(request, call_next, f"{why}; {landing.detail}" if landing.detail else why)
         if landing.how == stampede.STALE:
-            return served(landing.entry, visit.facts, self.clock(), STALE, f"{why}; detail=stale-if-error")
-        return served(landing.entry, visit.facts, self.clock(), MISS, f"{why}; collapsed")
+            return await self._served(landing.entry, visit, call_next, STALE, f"{why}; detail=stale-if-error")
+        return await self._served(landing.entry, visit, call_next, MISS, f"{why}; collapsed")
 
     async def _fits(self, landing: stampede.Landing, visit: Visit, request: Request) -> bool:
         """Whether what another request has fetched is an answer to this one, and was not purged meanwhile."""
@@ -304,7 +310,7 @@ class Cache(Plugin):
         if landing.response is not None:
             return self._first(landing, visit, why)
         assert landing.entry is not None
-        return served(landing.entry, visit.facts, self.clock(), STALE, f"{why}; detail=stale-if-error")
+        return await self._served(landing.entry, visit, call_next, STALE, f"{why}; detail=stale-if-error")
 
     async def _head(self, visit: Visit, request: Request, call_next: Handler, why: str) -> Response:
         """A HEAD that what is stored does not answer; its answer may bring that up to date."""
@@ -319,6 +325,16 @@ class Cache(Plugin):
         if entry is not None and visit.facts.conditions and response.status == 200:
             return served(entry, visit.facts, self.clock(), MISS, detail)
         return mark(tailored(response, visit.facts), MISS, detail)
+
+    async def _served(self, entry: Entry, visit: Visit, call_next: Handler, outcome: str, detail: str) -> Response:
+        """What is stored, in the representation for this client; ranges are of the one that is not packed."""
+        gzip = visit.target.gzip and not visit.facts.ranges
+        try:
+            one = await represented(entry, self.config.max_body, gzip=gzip)
+        except ValueError:
+            # Such as one that is larger than this node's `max_body`.
+            return await self._forward(visit.request, call_next, "fwd=miss; detail=damaged")
+        return served(one, visit.facts, self.clock(), outcome, detail)
 
     def _due(self, found: Entry, now: float) -> bool:
         """Whether what is fresh still is to be refreshed all the same, by chance (see `early`)."""
@@ -353,3 +369,10 @@ class Cache(Plugin):
                         await self._store.renew(name)
             except (RedisError, ValueError) as error:
                 logger.debug("%s: %s", self.name, error)
+
+
+def _ask_for_originals(request: Request) -> None:
+    """The upstream does not know the tags of what was packed here."""
+    for name in ("If-Match", "If-None-Match"):
+        if SUFFIX in (text := ", ".join(request.headers.getall(name, ()))):
+            request.set_header(name, original_etag(text))

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 from gateway.plugin import Remembered, Request
 from plugins.cache.body_key import body_key, key_of
+from plugins.cache.compress import accepts_gzip
 from plugins.cache.facts import Facts, FactsReader
 from plugins.cache.keys import Address, Keys
 from plugins.cache.query import AS_IT_IS, QueryRule
@@ -50,6 +51,7 @@ class Target:
         "at_common",
         "bypass",
         "facts",
+        "gzip",
         "host",
         "identity",
         "own",
@@ -90,6 +92,10 @@ class Target:
         self.at_common = False
         self.plain = bypass is None and not facts.asked and not facts.conditions and not facts.ranges
         """Nothing special is asked for: what is stored and fresh is the answer."""
+        accepted = request.headers.getall("Accept-Encoding", None)
+        # RFC 9111, section 5.2.1.6: a client can forbid it too.
+        self.gzip = accepted is not None and accepts_gzip(",".join(accepted)) and "no-transform" not in facts.asked
+        """What is stored in gzip may be sent so."""
 
     def fits(self, request: Request, identity: str | None) -> bool:
         """Whether it is what this request wants if it speaks for this identity."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from multidict import CIMultiDict
 
 from plugins.cache.target import Commons, Target, Targets
 from tests.conftest import StartGateway
@@ -337,7 +338,8 @@ async def test_only_scope_auto_has_answers_for_all_beside_those_for_one(scope: A
 
     targets = Targets(Keys("g", "cache"), scope=scope, credentials=())
     request: Any = SimpleNamespace(
-        raw_headers=((b"Authorization", b"x"),), headers={}, state={}, notes={}, changes={}, body=None, upgrade=None,
+        raw_headers=((b"Authorization", b"x"),), headers=CIMultiDict(), state={}, notes={}, changes={},
+        body=None, upgrade=None,
         method="GET", scheme="http", host="h", target="/",
         route=SimpleNamespace(name="r", table=SimpleNamespace(upstream="default")),
     )  # fmt: skip
