@@ -65,7 +65,9 @@ def validators(fields: CIMultiDict[str]) -> dict[str, str]:
 def confirms(answer: CIMultiDict[str], stored: CIMultiDict[str]) -> bool:
     """Whether a 304 is about what is stored (RFC 9111, section 4.3.4): it names no other validator."""
     if "ETag" in answer:
-        return opaque(answer["ETag"]) == opaque(stored.get("ETag", ""))
+        told, own = answer["ETag"], stored.get("ETag", "")
+        # What is no entity tag is compared as it is: some servers leave out the quotes.
+        return (opaque(told) or told) == (opaque(own) or own)
     return "Last-Modified" not in answer or answer["Last-Modified"] == stored.get("Last-Modified")
 
 

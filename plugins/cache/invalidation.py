@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from typing import Final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 from gateway.plugin import Request, Response
 
 # Fields of an answer that name what else the request has changed.
 _NAMING: Final = ("Location", "Content-Location")
 MAX_URL: Final = 8192
+_PORTS: Final = {"http": 80, "https": 443}
 
 
 def changed_urls(request: Request, response: Response) -> list[tuple[str, str]]:
@@ -25,10 +26,15 @@ def changed_urls(request: Request, response: Response) -> list[tuple[str, str]]:
             continue
         try:
             parts = urlsplit(urljoin(base, value.strip()))
+            same = _origin(parts) == _origin(urlsplit(base))
         except ValueError:
             continue  # an answer may name what it likes; this is no URL
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        same = parts.scheme == request.scheme and parts.netloc.lower() == request.host
         if same and (request.host, target) not in found:
             found.append((request.host, target))
     return found
+
+
+def _origin(parts: SplitResult) -> tuple[object, ...]:
+    """Scheme, host and port (RFC 9110, section 4.3.1), and a user's name, which none has. ValueError: no such port."""
+    return parts.scheme, parts.username, parts.hostname, parts.port or _PORTS.get(parts.scheme)

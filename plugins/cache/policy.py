@@ -188,7 +188,7 @@ def plan(
     found = freshness_lifetime(status, fields, said, rules, received, chance)
     born = received - initial_age(fields, sent, received)
     last = received + MAX_LIFE
-    always = "no-cache" in directives and directives["no-cache"] is None
+    always = _always(directives)
     expires = born if always else min(born + (found or 0.0), last)
     validator = "ETag" in fields or "Last-Modified" in fields
     windows = {**directives, "must-revalidate": None} if always else directives
@@ -206,6 +206,11 @@ def plan(
     if found is None or made.ends <= received:
         return "no-cache" if always else "not-fresh"
     return made
+
+
+def _always(directives: Directives) -> bool:
+    """Whether it must be validated before each use: `no-cache` that names no field (section 5.2.2.4)."""
+    return "no-cache" in directives and not names_of(directives["no-cache"])
 
 
 def _window(directives: Directives, name: str, default: float) -> float:
@@ -275,7 +280,7 @@ def freshness_lifetime(
     if configured:
         # What was fetched at the same time does not end at the same time.
         return configured * (1.0 - rules.jitter * chance)
-    if "no-cache" in directives:
+    if _always(directives):
         return 0.0
     return _heuristic(status, fields, directives, rules, received)
 
@@ -338,7 +343,8 @@ def judge(kept: Plan, asked: Directives, now: float) -> str:
     if now < kept.expires:
         picky = (max_age is not None and age > max_age) or (min_fresh is not None and kept.expires - now < min_fresh)
         return RELOAD if picky else FRESH
-    if min_fresh is not None or (max_age is not None and age > max_age):
+    # Section 5.2.1.1: who says how old it may be wants nothing stale, unless he says that too.
+    if min_fresh is not None or (max_age is not None and (age > max_age or "max-stale" not in asked)):
         return EXPIRED
     if now < kept.stale_until:
         return STALE

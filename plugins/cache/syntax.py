@@ -12,7 +12,8 @@ import http_sf
 from multidict import CIMultiDict, MultiMapping
 
 Directives = Mapping[str, str | None]
-"""The directives of `Cache-Control` by their lower-cased names; of a repeated one the first counts."""
+"""The directives of `Cache-Control` by their lower-cased names. Of a repeated one the first counts; `no-cache` and
+`private` that do not name the same fields each time name none, and so count for the whole answer."""
 
 NO_DIRECTIVES: Final[Directives] = {}
 
@@ -28,7 +29,11 @@ MAX_TARGETED: Final = 2000
 _QUOTED: Final = r'"(?:[^"\\]|\\.)*+"'
 _PART: Final = re.compile(rf'(?:[^",]++|{_QUOTED})*+', re.DOTALL)
 _DIRECTIVE: Final = re.compile(rf"\s*+([!#$%&'*+.^_`|~0-9A-Za-z-]++)(?:=({_QUOTED})\s*+|=([^\"]*+)|\s*+)", re.DOTALL)
-_DIGITS: Final = re.compile(r"[0-9]+")
+_DIGITS: Final = re.compile(r"0*+([0-9]*+)")
+_TOKENS: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]++")
+# What is left out must not be what forbids something: `no-cache no-store` lacks a comma, `private="x` a quote.
+_FORBIDDING: Final = frozenset({"no-store", "no-cache", "private", "max-age"})
+_NAMING_FIELDS: Final = frozenset({"no-cache", "private"})
 
 _TIME: Final = r"([0-9]{2}):([0-9]{2}):([0-9]{2})"
 _DATE: Final = re.compile(rf"[a-z]{{3}}, ([0-9]{{2}}) ([a-z]{{3}}) ([0-9]{{4}}) {_TIME} GMT", re.IGNORECASE | re.ASCII)
@@ -45,7 +50,7 @@ def joined(fields: CIMultiDict[str], name: str) -> str:
 
 
 def parse_directives(text: str) -> Directives:
-    """`Cache-Control` (RFC 9111, section 5.2). What cannot be read is left out."""
+    """`Cache-Control` (RFC 9111, section 5.2). What cannot be read is left out, but for words that forbid something."""
     return _known_directives(text) if len(text) <= MAX_KNOWN_TEXT else _directives(text)
 
 
@@ -55,8 +60,11 @@ def _directives(text: str) -> Directives:
         match = _DIRECTIVE.fullmatch(part)
         if match is not None:
             name, quoted, plain = match.groups()
-            value = quoted[1:-1] if quoted is not None else plain
-            found.setdefault(name.lower(), value if quoted is not None or value is None else value.strip())
+            value = quoted[1:-1] if quoted is not None else plain and plain.strip()
+            if found.setdefault(name := name.lower(), value) != value and name in _NAMING_FIELDS:
+                found[name] = None
+        else:
+            found |= dict.fromkeys(_FORBIDDING.intersection(map(str.lower, _TOKENS.findall(part))))
     return found
 
 
@@ -108,9 +116,7 @@ def seconds_of(directives: Directives, name: str) -> int | None:
     if name not in directives:
         return None
     value = directives[name]
-    if value is None or not (value.isascii() and _DIGITS.fullmatch(value)):
-        return 0
-    return min(int(value[:12]), MAX_SECONDS)
+    return _number(value or "")
 
 
 def names_of(value: str | None) -> frozenset[str]:
@@ -120,8 +126,13 @@ def names_of(value: str | None) -> frozenset[str]:
 
 def parse_age(text: str) -> int:
     """`Age` in seconds (RFC 9111, section 5.1): the first of a list; 0 for what is no number."""
-    text = text.partition(",")[0].strip()
-    return min(int(text[:12]), MAX_SECONDS) if text.isascii() and _DIGITS.fullmatch(text) else 0
+    return _number(text.partition(",")[0].strip())
+
+
+def _number(text: str) -> int:
+    """Seconds, at most `MAX_SECONDS`; 0 for what is no number."""
+    match = _DIGITS.fullmatch(text)
+    return 0 if match is None else min(int(match[1][:12] or 0), MAX_SECONDS)
 
 
 def parse_date(text: str) -> float | None:
@@ -147,7 +158,9 @@ def _known_date(text: str) -> float | None:
         hour, minute, second = map(int, clock)
         number = _MONTHS.index(month.lower()) + 1
         # A leap second (60) is allowed and is nearly the second before it.
-        return datetime(int(year), number, int(day), hour, minute, min(second, 59), tzinfo=UTC).timestamp()
+        return datetime(
+            int(year), number, int(day), hour, minute, 59 if second == 60 else second, tzinfo=UTC
+        ).timestamp()
     except (ValueError, OverflowError):
         return None
 
