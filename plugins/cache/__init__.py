@@ -11,7 +11,9 @@ store.py      entries, locks and generations in Redis, read through the mirror
 target.py     what a request wants, worked out once for each head
 lookup.py     from a request to what is stored for it
 fetch.py      from the upstream into the store
+tee.py        a large body on its way to its client and into the store
 stampede.py   one fetch at a time, in the worker and in the fleet
+early.py      when to refresh what is still fresh
 hot.py        keys that are read too often for one server
 generations.py  what answers are made under, and how that ends
 purge.py      what is to be purged: for commands, the admin API and requests

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from gateway.plugin import Handler, Request, Response
-from plugins.cache.bodies import close, whole
 from plugins.cache.compress import unpack
 from plugins.cache.conditions import CONDITIONS, RANGES, confirms, freshened, is_strong, names_in, validators
 from plugins.cache.entry import Entry, fields_of
 from plugins.cache.ranges import combine, content_range, is_whole, missing
+from plugins.cache.tee import close, whole
 
 
 class Exchange:
@@ -91,7 +91,7 @@ class Exchange:
         part = content_range(fields.get("Content-Range", ""))
         if response.status != 206 or part is None or fields.get("ETag") != stored["ETag"]:
             return None
-        rest = await whole(response, fields, self._limit, self._patience)
+        rest = await whole(response, max_body=self._limit, patience=self._patience)
         joined = None if rest is None else combine(known.part, known.body, part, rest, self._limit)
         return renewed(known, response, joined[1]) if joined is not None and is_whole(joined[0]) else None
 

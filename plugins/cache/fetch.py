@@ -14,7 +14,6 @@ from multidict import CIMultiDict
 
 from gateway.plugin import Handler, RedisError, Request, Response, header_line, problem
 from plugins.cache.answers import ADDED, members
-from plugins.cache.bodies import close, whole
 from plugins.cache.compress import packed, size_of
 from plugins.cache.conditions import matches_head
 from plugins.cache.entry import Entry, Index, Stored, fields_of
@@ -28,6 +27,7 @@ from plugins.cache.stampede import AGAIN, ALONE, FETCHED, FOUND, STALE, Answer, 
 from plugins.cache.store import INDEX_SECONDS
 from plugins.cache.syntax import MAX_VARY
 from plugins.cache.tags import Template, tags_for
+from plugins.cache.tee import ENDLESS, close, whole
 
 logger = logging.getLogger("gateway.cache")
 
@@ -143,7 +143,7 @@ class Errand:
         body = None
         if failed or isinstance(made, Plan):
             try:
-                body = await whole(response, fields, self._fetcher.max_body, self._fetcher.patience)
+                body = await self._body(response, fields, None if failed else answer)
             except Exception as error:
                 # It breaks off here and not in the middle of what the client takes for the whole.
                 logger.warning("cache: an answer broke off while it was read (%s)", type(error).__name__)
@@ -206,6 +206,25 @@ class Errand:
         return response
 
     # -- inside ------------------------------------------------------------------------------------
+
+    async def _body(self, response: Response, fields: CIMultiDict[str], answer: Answer | None) -> bytes | None:
+        """The whole body. A large one is given to the client as it comes, if there is an `answer` to do it with."""
+        if fields.get("Content-Type", "").lower().startswith(ENDLESS):
+            return None
+
+        def hand(shown: Response) -> None:
+            assert answer is not None
+            answer(self._landing(FETCHED, self.place, response=shown, detail="detail=streamed"))
+
+        facts = self._visit.facts
+        # Who may have it already, or wants a part of it, gets that from what is stored.
+        early = answer is not None and not facts.conditions and not facts.ranges
+        return await whole(
+            response,
+            max_body=self._fetcher.max_body,
+            patience=self._fetcher.patience,
+            hand=hand if early else None,
+        )
 
     async def _ask(self, known: Entry | None) -> Response:
         """The upstream's answer.

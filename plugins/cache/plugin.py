@@ -76,6 +76,7 @@ class Cache(Plugin):
         self.clock: Callable[[], float] = time.time
         self.chance: Callable[[], float] = random
         self._number = f"{name}.number"
+        self._drawn = f"{name}.drawn"
         self.report_seconds = REPORT_SECONDS
         self._reporter: asyncio.Task[None] | None = None
 
@@ -173,9 +174,10 @@ class Cache(Plugin):
         ):
             return None
         now = self.clock()
-        if now >= entry.plan.refresh_from or (entry.coding and not target.gzip):
+        plan = entry.plan
+        if now >= plan.refresh_from and (now >= plan.expires or self._due(request, entry, now)):
             return None
-        return hit(entry, now, target.address)
+        return hit(entry, now, target.address) if target.gzip or not entry.coding else None
 
     async def __call__(self, request: Request, call_next: Handler) -> Response:
         target: Target = request.state[self.name]
@@ -228,7 +230,7 @@ class Cache(Plugin):
                 now = self.clock()
                 verdict = policy.judge(found.plan, visit.facts.asked, now)
                 visit.stale = found
-                if verdict == policy.STALE or (verdict == policy.FRESH and self._due(found, now)):
+                if verdict == policy.STALE or (verdict == policy.FRESH and self._due(request, found, now)):
                     self._refresh(visit, request, call_next)
                 if verdict == policy.FRESH and visit.target.plain and (visit.target.gzip or not found.coding):
                     return hit(found, now, visit.place)
@@ -266,12 +268,14 @@ class Cache(Plugin):
         else:
             waited = await flight.land(self.config.wait_timeout)
             if waited is None:
-                return await self._forward(request, call_next, f"{why}; detail=wait-timeout")
+                return await self._late(visit, request, call_next, why)
             landing = waited
             if landing.entry is not None and not await self._fits(landing, visit, request):
                 return None
         if landing.how == stampede.AGAIN:
             return None
+        if landing.how == stampede.LATE:
+            return await self._late(visit, request, call_next, why)
         if landing.entry is None:
             return await self._forward(request, call_next, f"{why}; {landing.detail}" if landing.detail else why)
         if landing.how == stampede.STALE:
@@ -336,10 +340,27 @@ class Cache(Plugin):
             return await self._forward(visit.request, call_next, "fwd=miss; detail=damaged")
         return served(one, visit.facts, self.clock(), outcome, detail)
 
-    def _due(self, found: Entry, now: float) -> bool:
-        """Whether what is fresh still is to be refreshed all the same, by chance (see `early`)."""
-        plan, beta = found.plan, self.config.early_refresh
-        return now >= plan.refresh_from and due(now, plan.expires, found.cost, beta, self.chance())
+    async def _late(self, visit: Visit, request: Request, call_next: Handler, why: str) -> Response:
+        """Another's fetch takes too long."""
+        why = f"{why}; detail=wait-timeout"
+        stale, now = visit.stale, self.clock()
+        if (
+            self.config.on_wait_timeout == "stale"
+            and stale is not None
+            and now < max(stale.plan.stale_until, stale.plan.error_until)
+        ):
+            return served(stale, visit.facts, now, STALE, why)
+        return await self._forward(request, call_next, why)
+
+    def _due(self, request: Request, found: Entry, now: float) -> bool:
+        """Whether what is fresh is to be refreshed all the same, by chance (see `early`); a request draws once."""
+        if now < found.plan.refresh_from:
+            return False
+        drawn: bool | None = request.state.get(self._drawn)
+        if drawn is None:
+            drawn = due(now, found.plan.expires, found.cost, self.config.early_refresh, self.chance())
+            request.state[self._drawn] = drawn
+        return drawn
 
     def _refresh(self, visit: Visit, request: Request, call_next: Handler) -> None:
         """Fetch a fresh answer behind the client's back."""

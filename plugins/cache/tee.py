@@ -18,6 +18,8 @@ from gateway.plugin import Response, Stream
 # Bytes of a body that is worth waiting for: bytes are cheaper to pass on than a stream, and an answer that breaks off
 # can still become a proper error.
 SMALL_BODY: Final = 64 << 10
+# Never kept from the client until it ends: it does not.
+ENDLESS: Final = "text/event-stream"
 # Bytes the client is given at once: what the connection would hold of more is held here already.
 PIECE: Final = 64 << 10
 
@@ -180,3 +182,10 @@ async def whole(
     if data is not None:
         response.body, response.length = data, None
     return data
+
+
+async def close(response: Response) -> None:
+    """An answer that nobody will send."""
+    body: Any = response.body
+    if not isinstance(body, bytes):
+        await body.aclose()

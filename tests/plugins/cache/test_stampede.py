@@ -22,7 +22,7 @@ from plugins.cache.stampede import AGAIN, FETCHED, FOUND, Answer, Flights, Landi
 from plugins.cache.store import Store
 from tests.conftest import StartGateway
 from tests.harness import Gateway, UpstreamServer, eventually
-from tests.plugins.cache.conftest import Client
+from tests.plugins.cache.conftest import Client, Clock
 
 Say = Callable[..., None]
 CACHE: dict[str, Any] = {"plugins": {"cache": {}}}
@@ -125,6 +125,35 @@ async def test_who_waited_long_enough_asks_the_upstream(
     assert {answer.cache for answer in others} == {"MISS"}
     assert {answer.body for answer in others} <= {b"/a 2", b"/a 3"}
     assert (await holder).body == b"/a 1"
+
+
+@pytest.mark.parametrize("control", ["max-age=1, stale-if-error=60", "max-age=1", "max-age=1, must-revalidate"])
+async def test_who_waited_long_enough_gets_a_stale_answer_where_that_is_configured(
+    gateway: StartGateway,
+    upstream: UpstreamServer,
+    ask: Client,
+    say: Say,
+    clock: Clock,
+    redis_client: redis.asyncio.Redis,
+    control: str,
+) -> None:
+    config = with_cache(wait_timeout=0.1, on_wait_timeout="stale", stale_if_error=0)
+    nodes = [await gateway(config), await gateway(config)]
+    clock.stand(*nodes)
+    say("/a", control)
+    for node in nodes:
+        assert (await ask(node)).body == b"/a 1"
+    clock.pass_by(2)
+    say("/a", control, delay=0.5)
+    holder = asyncio.ensure_future(ask(nodes[0]))
+    await lock_of(nodes[0], redis_client)
+    others = await asyncio.gather(ask(nodes[0]), ask(nodes[1]))
+    if "stale-if-error" in control:
+        assert {(answer.cache, answer.body) for answer in others} == {("STALE", b"/a 1")}
+        assert all("wait-timeout" in answer.why for answer in others)
+    else:
+        assert {answer.cache for answer in others} == {"MISS"}
+    assert (await holder).body == b"/a 2"
 
 
 async def test_a_client_that_leaves_does_not_end_the_fetch(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import aiohttp
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.plugin import Response, Stream
 from plugins.cache.tee import PIECE, SMALL_BODY, Tee, whole
-from tests.harness import eventually
+from tests.conftest import StartGateway
+from tests.harness import UpstreamServer, eventually
+from tests.plugins.cache.conftest import Client
 
 
 class Broken(Exception):
@@ -332,3 +336,103 @@ async def test_what_breaks_off_before_it_was_handed_out_is_closed() -> None:
     with pytest.raises(Broken):
         await whole(answer(source), max_body=1000, patience=5)
     assert source.closed
+
+
+# -- through the gateway ---------------------------------------------------------------------------
+
+LARGE = b"x" * (SMALL_BODY + 1)
+
+
+class Large:
+    """An upstream's large answer: its first part at once, the rest when the test says so."""
+
+    def __init__(self, upstream: UpstreamServer, *, breaks: bool = False) -> None:
+        self.release = asyncio.Event()
+        self._breaks = breaks
+        upstream.answer("/a", self)
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Cache-Control": "max-age=60"})
+        response.content_length = 2 * len(LARGE)
+        await response.prepare(request)
+        await response.write(LARGE)
+        await self.release.wait()
+        if self._breaks:
+            assert request.transport is not None
+            request.transport.close()
+        else:
+            await response.write(LARGE)
+        return response
+
+
+async def test_the_first_client_reads_a_large_answer_while_it_is_being_stored(
+    gateway: StartGateway, upstream: UpstreamServer, http: aiohttp.ClientSession, ask: Client
+) -> None:
+    large = Large(upstream)
+    nodes = [await gateway({"plugins": {"cache": {}}}), await gateway({"plugins": {"cache": {}}})]
+    async with http.get(nodes[0].url + "/a", headers={"Host": "api.test"}) as first:
+        assert await asyncio.wait_for(first.content.readexactly(len(LARGE)), 2) == LARGE
+        waiting = [asyncio.ensure_future(ask(node)) for node in nodes]
+        await asyncio.sleep(0.05)
+        assert upstream.count("/a") == 1
+        large.release.set()
+        got = await asyncio.gather(*waiting)
+        assert await first.read() == LARGE
+    assert {answer.body for answer in got} == {LARGE * 2}
+    assert upstream.count("/a") == 1
+    assert [(await ask(node)).cache for node in nodes] == ["HIT", "HIT"]
+
+
+async def test_a_first_client_that_reads_nothing_or_leaves_keeps_nobody_waiting(
+    gateway: StartGateway, upstream: UpstreamServer, http: aiohttp.ClientSession, ask: Client
+) -> None:
+    large = Large(upstream)
+    node = await gateway({"plugins": {"cache": {}}})
+    first = await http.get(node.url + "/a", headers={"Host": "api.test"})
+    first.close()
+    large.release.set()
+    assert (await ask(node)).body == LARGE * 2
+    assert (await ask(node)).cache == "HIT"
+    assert upstream.count("/a") == 1
+
+
+async def test_over_the_bound_the_first_gets_it_all_and_the_others_go_on(
+    gateway: StartGateway, upstream: UpstreamServer, http: aiohttp.ClientSession
+) -> None:
+    release = asyncio.Event()
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Cache-Control": "max-age=60"})
+        await response.prepare(request)
+        await response.write(LARGE)
+        await response.write(LARGE)
+        await release.wait()
+        await response.write(b"end")
+        return response
+
+    upstream.answer("/a", endless)
+    nodes = [await gateway({"plugins": {"cache": {"max_body": len(LARGE)}}}) for _ in range(2)]
+    one, two = (http.get(node.url + "/a", headers={"Host": "api.test"}) for node in nodes)
+    async with one as first, asyncio.timeout(3), two as other:
+        assert await first.content.readexactly(2 * len(LARGE)) == LARGE * 2
+        assert await other.content.readexactly(2 * len(LARGE)) == LARGE * 2
+        assert upstream.count("/a") == 2
+        release.set()
+        assert await first.read() == await other.read() == b"end"
+
+
+async def test_a_large_answer_that_breaks_off_is_cut_for_its_client_and_not_stored(
+    gateway: StartGateway, upstream: UpstreamServer, http: aiohttp.ClientSession, ask: Client
+) -> None:
+    large = Large(upstream, breaks=True)
+    node = await gateway({"plugins": {"cache": {}}})
+    async with http.get(node.url + "/a", headers={"Host": "api.test"}) as first:
+        waiting = asyncio.ensure_future(ask(node))
+        assert await first.content.readexactly(len(LARGE)) == LARGE
+        await eventually(lambda: node.worker.server.in_flight == 2)
+        large.release.set()
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await first.read()
+    assert (await waiting).status == 502
+    upstream.answer("/a", lambda _: web.Response(text="better"))
+    assert (await ask(node)).body == b"better"
