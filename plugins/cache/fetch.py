@@ -119,11 +119,12 @@ class Errand:
         """Get the answer and store it if that is allowed; the lock is released either way."""
         store, request, clock = self._store, self._request, self._fetcher.clock
         known = self._visit.stale
-        part = store.read(self._visit.place.part.entry) if known is None else None
+        part = store.peek(self._visit.place.part.entry) if known is None else None
         # Before the fetch: what is purged while it lasts is not stored as if it was made afterwards.
         generations = await store.generations(self._visit.address.generations)
         if part is not None:
-            found = await self._fetcher.lookup.usable(self._visit, await part)
+            (stored,) = await part
+            found = await self._fetcher.lookup.usable(self._visit, stored)
             known = found if isinstance(found, Entry) else None
         self._changes = dict(request.changes)
         sent = clock()
@@ -294,7 +295,7 @@ class Errand:
             tags=tags,
             reason=response.reason,
             prior=members(fields),
-            cost=cost,
+            cost=round(cost, 3),
         )
 
     def _stale(self, now: float) -> Entry | None:

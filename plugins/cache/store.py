@@ -17,7 +17,7 @@ from secrets import token_hex
 from types import TracebackType
 from typing import Final
 
-from gateway.plugin import Answer, Known, Redis, RedisDown, RedisError, Script
+from gateway.plugin import Answer, Gets, Known, Read, Redis, RedisDown, RedisError, Script
 from plugins.cache.entry import Entry, Stored, Uncacheable, decode, encode
 from plugins.cache.generations import (
     GENERATION_SECONDS,
@@ -83,6 +83,7 @@ class Store:
         self._lock_ms = math.ceil(lock_ttl * 1000)
         self._mirrored = redis.mirror.max_bytes > 0
         self._purges = 0
+        self._proven_at = -1
         self._believed: dict[bytes, tuple[bytes | None, float]] = {}
         self._owed: dict[Ending, None] = {}
 
@@ -101,6 +102,10 @@ class Store:
     def read(self, key: bytes) -> Answer:
         """What is stored under a key: an answer, an index, a mark, or None."""
         return self._redis.read("GET", key, parse=decode, bulk=True)
+
+    def peek(self, key: bytes) -> Answer:
+        """The same as a list of one, past the mirror: it is not to keep what is mostly absent, and seldom asked for."""
+        return self._redis.gets(Gets([Read("GET", key, parse=decode, bulk=True)]))
 
     def find(self, wanted: Wanted) -> Answer:
         """What is stored, with what proves it: an `Entry` that is proven, or a list of what is stored and of the
@@ -125,7 +130,9 @@ class Store:
         if type(found) is Found:
             if fingerprint(values) != entry.generations:
                 return False
-            entry.proven = found.state
+            # The number's object is shared by all that are proven at this state.
+            self._proven_at = found.state if found.state != self._proven_at else self._proven_at
+            entry.proven = self._proven_at
         elif values != entry.proof:
             if fingerprint(values) != entry.generations:
                 return False
