@@ -1,27 +1,49 @@
 """A shared HTTP cache (RFC 9111) for each identity, over all nodes: `[plugins.cache]` and `gateway cache ...`.
 
-policy.py     what may be stored and used, as pure functions
-facts.py      what of a request matters
-keys.py       names of keys: no two different requests share one
-query.py      what of a query counts in a key
-vary.py       fields and cookies in a key
-body_key.py   bodies in a key
-entry.py      what is stored, as bytes
-store.py      entries, locks and generations in Redis, read through the mirror
-target.py     what a request wants, worked out once for each head
-lookup.py     from a request to what is stored for it
-fetch.py      from the upstream into the store
-tee.py        a large body on its way to its client and into the store
-stampede.py   one fetch at a time, in the worker and in the fleet
-early.py      when to refresh what is still fresh
-hot.py        keys that are read too often for one server
+The rules, as pure functions:
+
+syntax.py       the texts of fields that say something about caching
+policy.py       what may be stored and used, and for how long
+conditions.py   conditional requests, the clients' and ours
+ranges.py       parts of answers
+vary.py         fields and cookies in a key
+query.py        what of a query counts in a key
+early.py        when to refresh what is still fresh
+rules.py        what a change purges, as the configuration says
+invalidation.py what a change purges in any case
+tags.py         what answers can be purged by
+
+A request, in the order of its way:
+
+plugin.py       the plugin: what is asked at once, and the plain hit
+facts.py        what of its header matters
+body_key.py     its body, in a key
+target.py       what it wants, worked out once for each head
+keys.py         names of keys: no two different requests share one
+wanted.py       what it asks Redis for, prepared for the next one
+lookup.py       from it to what is stored for it
+serving.py      its way if the answer was not simply there
+fitting.py      what of an answer it is given: all, parts, 304
+answers.py      stored answers for the wire; X-Cache and Cache-Status
+purge_method.py `PURGE`
+
+What is stored:
+
+entry.py        as bytes
+compress.py     in gzip
+store.py        entries, locks and generations in Redis, read through the mirror
 generations.py  what answers are made under, and how that ends
-purge.py      what is to be purged: for commands, the admin API and requests
-purge_method.py  `PURGE`
-rules.py      what a change purges
-tags.py       what answers can be purged by
-answers.py    stored answers for the wire; X-Cache and Cache-Status
-plugin.py     the flow of a request
+purge.py        what is to be purged: for commands, the admin API and requests
+hot.py          keys that are read too often for one server
+
+A fetch:
+
+stampede.py     one at a time, in the worker and in the fleet
+fetch.py        from the upstream into the store
+exchange.py     what is asked of the upstream: all, whether it has changed, or the rest
+parts.py        of a part
+head.py         what a HEAD tells of what is stored
+tee.py          a large body on its way to its client and into the store
 
 Beside requests, for those who look after it:
 

@@ -33,6 +33,7 @@ _ENTRY: Final = Struct(f">HBfdddddd{GENERATIONS_BYTES}s{GENERATIONS_BYTES}sQQqHH
 STRICT: Final = 1
 GZIP: Final = 2
 PART: Final = 4
+COMMON: Final = 8
 _TIME: Final = Struct(">d")
 _CODINGS: Final = {0: "", GZIP: "gzip"}
 UNKNOWN_LENGTH: Final = -1
@@ -67,11 +68,13 @@ class Entry:
         coding: "gzip" where the body was compressed to be stored, else "".
         part: of a 206, what it has.
         cost: seconds it took to fetch.
+        common: its upstream has said that it is for all, whoever asks.
     """
 
     __slots__ = (
         "body",
         "coding",
+        "common",
         "cost",
         "generations",
         "hard",
@@ -103,6 +106,7 @@ class Entry:
         coding: str = "",
         part: Part | None = None,
         cost: float = 0.0,
+        common: bool = False,
     ) -> None:
         self.status = status
         self.plan = plan
@@ -117,6 +121,7 @@ class Entry:
         self.coding = coding
         self.part = part
         self.cost = cost
+        self.common = common
         # Of this worker's copy: at which state of the mirror its generations were found unchanged; without a mirror,
         # what they were then.
         self.proven = -1
@@ -184,7 +189,10 @@ def encode(stored: Stored) -> bytes:
     first, last, complete = stored.part or NO_PART
     fixed = _ENTRY.pack(
         stored.status,
-        (STRICT if plan.strict else 0) | (GZIP if stored.coding else 0) | (PART if stored.part else 0),
+        (STRICT if plan.strict else 0)
+        | (GZIP if stored.coding else 0)
+        | (PART if stored.part else 0)
+        | (COMMON if stored.common else 0),
         stored.cost,
         plan.born,
         plan.refresh_from,
@@ -286,6 +294,7 @@ def _entry(data: bytes, payload: memoryview) -> Entry:
         coding=_CODINGS[flags & GZIP],
         part=(first, last, None if complete == UNKNOWN_LENGTH else complete) if flags & PART else None,
         cost=cost,
+        common=bool(flags & COMMON),
     )
 
 

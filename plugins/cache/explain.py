@@ -18,7 +18,7 @@ from plugins.cache import policy
 from plugins.cache.entry import Entry, Index, Stored, Uncacheable, decode
 from plugins.cache.fitting import has
 from plugins.cache.generations import SOFT, VALID, VOID, Standing, purged_at, softened, standing
-from plugins.cache.keys import Place, everything, of_path, of_route, of_tag, of_url, of_user
+from plugins.cache.keys import Address, Place, everything, of_path, of_route, of_tag, of_url, of_user
 from plugins.cache.plugin import Cache
 from plugins.cache.target import NOT_READ, Target, Targets
 from plugins.cache.vary import selecting
@@ -123,8 +123,8 @@ def key_of(context: Context, target: Target, targets: Targets, request: Request,
     if who[:1] == ("identity",):
         whose = [f"identity {', '.join(users_of(who[1]))}", *who[2::2]]
     return {
-        "name": target.address.entry.decode(),
-        "digest": target.address.digest,
+        "name": target.own.entry.decode(),
+        "digest": target.own.digest,
         "of": {
             "cache": plugin.name,
             "route": request.route.name,
@@ -155,18 +155,32 @@ async def look(context: Context, place: Place) -> Found:
     return Found(place, raw, left, lock)
 
 
-async def _stored(context: Context, target: Target, request: Request, now: float) -> Document:
-    place: Place = target.address
+async def _look_at(context: Context, address: Address, target: Target, request: Request) -> tuple[Found, Document]:
+    """What lies at an address, or at the variant of it."""
+    place: Place = address
     found = await look(context, place)
     told: Document = {}
-    if isinstance(found.stored, Index):
+    if isinstance(found.stored, Index) and found.stored.names:
         names = found.stored.names
         told["varies_on"] = {name: request.headers.getall(name, []) for name in names}
-        place = target.address.variant(names, selecting(request, names, request.changes))
+        place = address.variant(names, selecting(request, names, request.changes))
         told["variant"] = {"name": place.entry.decode(), "digest": place.digest}
         found = await look(context, place)
     if found.stored is None and target.facts.ranges:
         found = await look(context, place.part)
+    return found, told
+
+
+async def _stored(context: Context, target: Target, request: Request, now: float) -> Document:
+    address = target.own
+    found, told = await _look_at(context, address, target, request)
+    if not isinstance(found.stored, Entry) and target.common is not None:
+        elsewhere, more = await _look_at(context, target.common, target, request)
+        if isinstance(elsewhere.stored, Entry) and elsewhere.stored.common:
+            address, found, told = target.common, elsewhere, more
+            told["for_all"] = {"name": address.entry.decode(), "digest": address.digest}
+        elif not isinstance(found.stored, Uncacheable) and "variant" in more:
+            told = more
     told["lock"] = {"held": found.lock > 0, "ends_in": max(0.0, found.lock)}
     fetched = "; a worker fetches it right now" if found.lock > 0 else ""
     if found.broken:
@@ -180,7 +194,7 @@ async def _stored(context: Context, target: Target, request: Request, now: float
         what = "nothing is stored for these field values" if "variant" in told else "nothing is stored"
         return told | {"verdict": f"MISS: {what}{fetched}"}
     told["stored"] = described(stored, found, now)
-    told["generations"], values = await _generations(context, target, request, stored)
+    told["generations"], values = await _generations(context, address, target, request, stored)
     left = standing(stored, values)
     told["stored"]["purged"] = {VALID: None, SOFT: "softly", VOID: "yes"}[left]
     if left is SOFT:
@@ -213,7 +227,7 @@ def _left(until: float, now: float) -> float:
 
 
 async def _generations(
-    context: Context, target: Target, request: Request, entry: Entry
+    context: Context, address: Address, target: Target, request: Request, entry: Entry
 ) -> tuple[list[Document], list[bytes | None]]:
     """What an answer hangs on, and the values of these generations."""
     prefix = context.prefix
@@ -226,7 +240,7 @@ async def _generations(
     users = [] if target.identity is None else users_of(target.identity)
     meant |= {of_user(prefix, user): f"user {user}" for user in users}
     meant |= {of_tag(prefix, tag): f"tag {tag}" for tag in entry.tags}
-    names = [*target.address.generations, *[of_tag(prefix, tag) for tag in entry.tags]]
+    names = [*address.generations, *[of_tag(prefix, tag) for tag in entry.tags]]
     pipeline = context.redis.pipeline(transaction=False)
     for name in names:
         pipeline.get(name)

@@ -14,15 +14,25 @@ from multidict import CIMultiDict
 
 from gateway.plugin import Handler, RedisError, Request, Response, header_line, problem
 from plugins.cache.answers import ADDED, members
-from plugins.cache.compress import packed, size_of
-from plugins.cache.conditions import matches_head
+from plugins.cache.compress import packed
 from plugins.cache.entry import Entry, Index, Stored, fields_of
 from plugins.cache.entry import Uncacheable as Mark
-from plugins.cache.exchange import Exchange, renewed
+from plugins.cache.exchange import Exchange
 from plugins.cache.generations import fingerprints
 from plugins.cache.keys import Place
 from plugins.cache.lookup import Lookup, Visit
-from plugins.cache.policy import FRESH, Plan, Rules, control, ended, judge, left_out, only_once, plan, shared_error
+from plugins.cache.policy import (
+    FRESH,
+    Plan,
+    Rules,
+    control,
+    is_common,
+    judge,
+    left_out,
+    only_once,
+    plan,
+    shared_error,
+)
 from plugins.cache.stampede import AGAIN, ALONE, FETCHED, FOUND, STALE, Answer, Landing
 from plugins.cache.store import INDEX_SECONDS
 from plugins.cache.syntax import MAX_VARY
@@ -34,6 +44,7 @@ logger = logging.getLogger("gateway.cache")
 # Requests for what cannot be stored do not wait for each other for this long.
 UNCACHEABLE_SECONDS: Final = 10.0
 COMPLAINT_PAUSE_SECONDS: Final = 10.0
+TURNED_SECONDS: Final = 10.0
 
 
 class Fetcher:
@@ -98,6 +109,8 @@ class Errand:
         self._request = request
         self._call_next = call_next
         self._changes = request.changes
+        self._turned = False
+        self._began = fetcher.clock()
 
     async def look(self) -> Landing | None:
         """Whether another worker has stored something that will do."""
@@ -111,9 +124,13 @@ class Errand:
         if isinstance(found, Entry):
             stale = self._visit.stale
             newer = stale is None or found.plan.born > stale.plan.born
-            fresh = newer and judge(found.plan, {}, self._fetcher.clock()) == FRESH
+            mine = found.common or not self._visit.at_common
+            fresh = newer and mine and judge(found.plan, {}, self._fetcher.clock()) == FRESH
             return Landing(FOUND, self.place, entry=found) if fresh else None
-        return Landing(AGAIN if isinstance(found, Index) else ALONE, self.place)
+        if isinstance(found, Index):
+            # Without names it says that the answer has just been stored where it is for all.
+            return Landing(AGAIN, self.place) if found.names or found.made >= self._began else None
+        return Landing(ALONE, self.place)
 
     async def fetch(self, owner: str, since: int, answer: Answer) -> Landing:
         """Get the answer and store it if that is allowed; the lock is released either way."""
@@ -121,7 +138,8 @@ class Errand:
         known = self._visit.stale
         part = store.peek(self._visit.place.part.entry) if known is None else None
         # Before the fetch: what is purged while it lasts is not stored as if it was made afterwards.
-        generations = await store.generations(self._visit.address.generations)
+        names = self._visit.address.generations
+        generations = await store.generations(names)
         if part is not None:
             (stored,) = await part
             found = await self._fetcher.lookup.usable(self._visit, stored)
@@ -140,7 +158,14 @@ class Errand:
         if failed and self._stale(received) is not None:
             return await self._failed(owner, response, None)
         mine = self._visit.whose(request)
-        made = self._plan(response.status, fields, sent, received) if mine else "identity"
+        if not mine:
+            made: Plan | str = "identity"
+        elif not failed and not self._turn(fields):
+            made = "not-for-all"
+        else:
+            standing = dict(zip(names, generations, strict=True))
+            generations = [standing[name] for name in self._visit.address.generations]
+            made = self._plan(response.status, fields, sent, received)
         body = None
         if failed or isinstance(made, Plan):
             try:
@@ -154,7 +179,7 @@ class Errand:
                 body = response.body
         if failed and isinstance(made, str):
             vary = shared_error(
-                fields, shared=not self._visit.who, authorized=self._authorized, rules=self._fetcher.rules
+                fields, shared=self._visit.shared, authorized=self._authorized, rules=self._fetcher.rules
             )
             entry = None
             if mine and vary is not None and body is not None:
@@ -175,36 +200,6 @@ class Errand:
             return self._landing(AGAIN, self.place, response=response, detail="detail=purged")
         entry = self._entry(response, fields, made, body, fingerprints([*generations, *tagged]), tags, received - sent)
         return await self._write(owner, response, entry)
-
-    async def head(self) -> Response:
-        """Have a HEAD answered; what that tells of the stored answer to a GET is kept (RFC 9111, section 4.3.5)."""
-        request, stale, clock = self._request, self._visit.stale, self._fetcher.clock
-        self._changes = dict(request.changes)
-        sent = clock()
-        response = await self._call_next(request)
-        received = clock()
-        if stale is None or response.status != stale.status or not self._visit.whose(request):
-            return response
-        size = size_of(stale.body) if stale.coding else len(stale.body)
-        if matches_head(fields_of(response.head()), response.length, stale.fields(), size):
-            fresh = renewed(stale, response, stale.body)
-            fields = fields_of(fresh.head())
-            made = self._plan(fresh.status, fields, sent, received)
-            if isinstance(made, str):
-                return response
-            entry = self._entry(
-                fresh, fields, made, stale.body, (stale.generations, stale.hard), stale.tags, stale.cost
-            )
-            entry.coding = stale.coding
-        else:
-            entry = stale
-            entry.plan = ended(stale.plan, received)
-        try:
-            place = self._place(entry.plan.vary)
-            await self._store.put(place.entry, entry, entry.plan.ends - received)
-        except (RedisError, ValueError) as error:
-            self._fetcher.complain(error)
-        return response
 
     # -- inside ------------------------------------------------------------------------------------
 
@@ -235,6 +230,20 @@ class Errand:
         """
         return await self._exchange.whole(known)
 
+    def _turn(self, fields: CIMultiDict[str]) -> bool:
+        """Turn to where an answer like this belongs; False where it cannot be kept, as nobody looked there before."""
+        visit, request, targets = self._visit, self._request, self._fetcher.lookup.targets
+        common = visit.target.common
+        if common is None or visit.at_common == is_common(fields, self._fetcher.rules):
+            return True
+        if visit.at_common:
+            targets.forget(request, visit.target)
+            return False
+        targets.learn(request, visit.target)
+        visit.turn(common, at_common=True)
+        self._turned = True
+        return True
+
     def _landing(self, how: str, place: Place, **more: Any) -> Landing:
         return Landing(how, place, status=self._exchange.status, **more)
 
@@ -249,7 +258,7 @@ class Errand:
         made = plan(
             status,
             fields,
-            shared=not visit.who,
+            shared=visit.shared,
             authorized=self._authorized,
             rules=fetcher.rules,
             sent=sent,
@@ -273,7 +282,7 @@ class Errand:
         cost: float = 0.0,
     ) -> Entry:
         rules = self._fetcher.rules
-        out = left_out(control(fields, rules).directives, rules, shared=not self._visit.who)
+        out = left_out(control(fields, rules).directives, rules, shared=self._visit.shared)
         without = {*ADDED, *[name.encode("utf-8", "surrogateescape") for name in out]}
         lines = [line for line in response.head().split(b"\r\n") if line]
         named = [(line.partition(b":")[0].lower(), line) for line in lines]
@@ -296,6 +305,7 @@ class Errand:
             reason=response.reason,
             prior=members(fields),
             cost=round(cost, 3),
+            common=is_common(fields, rules),
         )
 
     def _stale(self, now: float) -> Entry | None:
@@ -322,9 +332,9 @@ class Errand:
         But not where this one request may be the reason (it was refused, or wants another answer than the one that is
         there): a client could keep away from all others what is stored for them.
         """
-        now = self._fetcher.clock()
-        kept = self._visit.stale
-        if response.status >= 400 or (kept is not None and now < kept.plan.expires):
+        now, visit = self._fetcher.clock(), self._visit
+        kept = visit.stale
+        if response.status >= 400 or visit.at_common or (kept is not None and now < kept.plan.expires):
             self._store.release(self.place, owner, nothing=True)
         else:
             try:
@@ -355,7 +365,10 @@ class Errand:
                     await store.put(where.entry, stored, seconds)
                 for number in self._fetcher.lookup.hot.shards(where.digest):
                     store.copy(where.shard(number), stored, seconds)
-            if self.place.digest not in (place.digest, visit.address.digest):
+            if self._turned:
+                # Who waits where this began looks again, and finds it there.
+                await store.write(self.place, owner, Index((), now), TURNED_SECONDS)
+            elif self.place.digest not in (place.digest, visit.address.digest):
                 store.release(self.place, owner)
         except (RedisError, ValueError) as error:
             self._fetcher.complain(error)

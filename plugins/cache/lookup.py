@@ -8,7 +8,7 @@ from gateway.plugin import Answer, Known, Request
 from plugins.cache.entry import Entry, Index, Stored, Uncacheable
 from plugins.cache.generations import SOFT, VALID, softened
 from plugins.cache.hot import HotKeys
-from plugins.cache.keys import Place
+from plugins.cache.keys import Address, Place
 from plugins.cache.store import Asked, Store, ends_of
 from plugins.cache.target import Target, Targets
 from plugins.cache.vary import selecting
@@ -23,13 +23,28 @@ class Visit:
         answer: what was asked for at the address, once; None: nothing yet.
     """
 
-    __slots__ = ("address", "answer", "asked", "facts", "index", "number", "place", "request", "stale", "target", "who")
+    __slots__ = (
+        "address",
+        "answer",
+        "asked",
+        "at_common",
+        "facts",
+        "index",
+        "number",
+        "place",
+        "request",
+        "stale",
+        "target",
+        "who",
+    )
 
     def __init__(self, request: Request, target: Target, number: int, answer: Answer | None) -> None:
         self.request = request
         self.target = target
         self.facts = target.facts
-        self.address = target.address
+        self.address: Address = target.address
+        self.at_common = target.at_common
+        """The address is the one for all: what lies there is for this request only if it is `Entry.common`."""
         self.who = target.who
         self.number = number
         self.answer = answer
@@ -39,6 +54,17 @@ class Visit:
         self.index: Index | None = None
         self.stale: Entry | None = None
         """What can be served if fetching fails."""
+
+    @property
+    def shared(self) -> bool:
+        """What is kept at the address is for anybody."""
+        return not self.who or self.at_common
+
+    def turn(self, address: Address, *, at_common: bool) -> None:
+        """Look at this address from now on; nothing is known of it yet."""
+        self.address = self.place = address
+        self.at_common = at_common
+        self.asked = self.index = None
 
     def whose(self, request: Request) -> bool:
         """Whether the request still is for whom its answer would be kept: plugins behind the cache may know more."""
@@ -51,30 +77,56 @@ class Lookup:
 
     def __init__(self, store: Store, targets: Targets, hot: HotKeys, *, clock: Callable[[], float]) -> None:
         self.store = store
+        self.targets = targets
         self.keys = targets.keys
         self.hot = hot
         self._clock = clock
 
-    def number(self, target: Target) -> int:
+    def number(self, address: Address) -> int:
         """Which copy to read: 0 is the entry itself."""
-        return self.hot.shard(target.address.digest)
+        return self.hot.shard(address.digest)
 
-    def ask(self, target: Target, number: int) -> Answer:
+    def ask(self, address: Address, number: int) -> Answer:
         """Have everything read that can be named already, with this tick's write; see `Store.find`."""
         if not number:
-            return self.store.find(target.address.wanted)
-        return self.store.find(Wanted(target.address.shard(number), target.address.generations))
+            return self.store.find(address.wanted)
+        return self.store.find(Wanted(address.shard(number), address.generations))
 
     async def find(self, visit: Visit, request: Request) -> Entry | Uncacheable | None:
-        """What is stored for the request and not purged; it may be stale. Fills in `place` and `index`.
+        """What is stored for the request and not purged; it may be stale. Fills in `address`, `place` and `index`.
+
+        Where nothing is, these are of the address to look at first.
 
         Raises:
             RedisError: Redis cannot tell.
         """
+        target = visit.target
+        found = await self._found(visit, request)
+        if found is not None or target.common is None:
+            return found
+        at_common, first = visit.at_common, (visit.address, visit.place, visit.index)
+        visit.turn(target.own if at_common else target.common, at_common=not at_common)
+        found = await self._found(visit, request)
+        # What has ended there says nothing about what is fetched now.
+        if type(found) is not Entry or found.plan.expires <= self._clock():
+            visit.turn(first[0], at_common=at_common)
+            _, visit.place, visit.index = first
+            return None
+        if at_common:
+            self.targets.forget(request, target)
+        else:
+            self.targets.learn(request, target)
+        return found
+
+    async def _found(self, visit: Visit, request: Request) -> Entry | Uncacheable | None:
+        found = await self._stored(visit, request)
+        return found if not visit.at_common or (type(found) is Entry and found.common) else None
+
+    async def _stored(self, visit: Visit, request: Request) -> Entry | Uncacheable | None:
         if visit.answer is None:
             before = self.store.asked
-            visit.number = self.number(visit.target)
-            visit.answer = self.ask(visit.target, visit.number)
+            visit.number = self.number(visit.address)
+            visit.answer = self.ask(visit.address, visit.number)
             self._count_trip(visit, before)
         answer, visit.answer = visit.answer, None
         visit.place, visit.index = visit.address, None
@@ -92,7 +144,7 @@ class Lookup:
         if type(stored) is Entry and stored.tags != visit.address.tags:
             visit.address.expect(stored.tags)
         found = await self._at(visit, visit.address, visit.number, stored)
-        if type(found) is Index:
+        if type(found) is Index and found.names:
             visit.index = found
             visit.place = self.place_of(visit, request, found.names, request.changes)
             number = self.hot.shard(visit.place.digest)

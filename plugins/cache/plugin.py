@@ -10,11 +10,8 @@ from random import random
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.plugin import (
-    HIT,
     LATER,
-    MISS,
     PASS,
-    STALE,
     Answer,
     Handler,
     Later,
@@ -24,23 +21,20 @@ from gateway.plugin import (
     Request,
     Response,
 )
-from plugins.cache import policy, stampede
-from plugins.cache.answers import hit, mark, not_stored, served, tailored
-from plugins.cache.compress import SUFFIX, original_etag, represented
+from plugins.cache.answers import hit, mark
+from plugins.cache.compress import restore_etags
 from plugins.cache.config import CacheConfig
-from plugins.cache.early import due
-from plugins.cache.entry import Entry, Uncacheable
-from plugins.cache.fetch import Errand, Fetcher
-from plugins.cache.fitting import has
+from plugins.cache.entry import Entry
+from plugins.cache.fetch import Fetcher
 from plugins.cache.generations import Ending
 from plugins.cache.hot import RANK, HotKeys
 from plugins.cache.invalidation import changed_urls
 from plugins.cache.keys import Keys, everything, of_route
 from plugins.cache.lookup import Lookup, Visit
-from plugins.cache.parts import PartErrand
 from plugins.cache.purge import Purge
 from plugins.cache.purge_method import PurgeMethod
 from plugins.cache.rules import Rules
+from plugins.cache.serving import Serving
 from plugins.cache.stampede import Flights
 from plugins.cache.store import SCRIPTS, Store
 from plugins.cache.tags import Template
@@ -52,10 +46,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("gateway.cache")
 
-# A flight may end with "look again"; after so many times the request goes to the upstream.
-MAX_LOOKS: Final = 3
-OUTCOMES: Final = {policy.FRESH: HIT, policy.STALE: STALE}
-FORWARDED: Final = {policy.RELOAD: "fwd=request", policy.EXPIRED: "fwd=stale"}
 REPORT_SECONDS: Final = 1.0
 RENEW_SECONDS: Final = 600.0
 
@@ -76,7 +66,6 @@ class Cache(Plugin):
         self.clock: Callable[[], float] = time.time
         self.chance: Callable[[], float] = random
         self._number = f"{name}.number"
-        self._drawn = f"{name}.drawn"
         self.report_seconds = REPORT_SECONDS
         self._reporter: asyncio.Task[None] | None = None
 
@@ -115,6 +104,9 @@ class Cache(Plugin):
             patience=config.wait_timeout,
             clock=self._now,
         )
+        self._serving = Serving(
+            self.name, config, self._fetcher, self._flights, clock=self._now, chance=lambda: self.chance()
+        )
         self._rules = Rules(config.purge_rules)
         self._rules.check({route.label: route.match.path for route in worker.config.routes})
         self._purging = PurgeMethod(config.purge_from, fields=config.tags, store=self._store, prefix=redis.prefix)
@@ -152,8 +144,8 @@ class Cache(Plugin):
             return None
         if not self._hot.any:
             return self._store.find(target.address.wanted)
-        number = request.state[self._number] = self._lookup.number(target)
-        return self._lookup.ask(target, number)
+        number = request.state[self._number] = self._lookup.number(target.address)
+        return self._lookup.ask(target.address, number)
 
     def check(self, request: Request, reply: Any) -> Response | Later | None:
         target: Target = request.state[self.name]
@@ -173,9 +165,11 @@ class Cache(Plugin):
             or not self._store.proves(request.answers[self], entry)
         ):
             return None
+        if target.at_common and not entry.common:
+            return None  # it is for those who show no credentials
         now = self.clock()
         plan = entry.plan
-        if now >= plan.refresh_from and (now >= plan.expires or self._due(request, entry, now)):
+        if now >= plan.refresh_from and (now >= plan.expires or self._serving.due(request, entry, now)):
             return None
         return hit(entry, now, target.address) if target.gzip or not entry.coding else None
 
@@ -186,14 +180,14 @@ class Cache(Plugin):
         if target.bypass is not None:
             return await self._bypass(target, request, call_next)
         visit = Visit(request, target, request.state.get(self._number, 0), request.answers.get(self))
-        return await self._serve(visit, request, call_next)
+        return await self._serving.serve(visit, request, call_next)
 
     async def _bypass(self, target: Target, request: Request, call_next: Handler) -> Response:
         if self._purging.takes(request):
             return await self._purging.answer(request)
         changing = target.unsafe
         if changing and self.config.compress_over:
-            _ask_for_originals(request)
+            restore_etags(request)
         try:
             response = await call_next(request)
         except asyncio.CancelledError:
@@ -217,160 +211,6 @@ class Cache(Plugin):
         purges = [Purge(urls), *self._rules.after(request)]
         return [ending for purge in purges for ending in purge.endings(self._redis.prefix)]
 
-    async def _serve(self, visit: Visit, request: Request, call_next: Handler) -> Response:
-        """From the store if that will do, else from the upstream."""
-        why = "fwd=uri-miss"
-        for _ in range(MAX_LOOKS):
-            found = await self._lookup.find(visit, request)
-            if isinstance(found, Uncacheable):
-                if "only-if-cached" in visit.facts.asked:
-                    return not_stored()
-                return await self._forward(request, call_next, f"{why}; detail=not-cacheable")
-            if found is not None:
-                now = self.clock()
-                verdict = policy.judge(found.plan, visit.facts.asked, now)
-                visit.stale = found
-                if verdict == policy.STALE or (verdict == policy.FRESH and self._due(request, found, now)):
-                    self._refresh(visit, request, call_next)
-                if verdict == policy.FRESH and visit.target.plain and (visit.target.gzip or not found.coding):
-                    return hit(found, now, visit.place)
-                if verdict in OUTCOMES:
-                    told = f"hit; ttl={found.plan.expires - now:.0f}"
-                    return await self._served(found, visit, call_next, OUTCOMES[verdict], told)
-                why = FORWARDED[verdict]
-            elif visit.index is not None:
-                why = "fwd=vary-miss"
-            if found is None and visit.facts.ranges:
-                return await self._part(visit, request, call_next, why)
-            if "only-if-cached" in visit.facts.asked:
-                return not_stored()
-            if request.method == "HEAD":
-                return await self._head(visit, request, call_next, why)
-            if visit.stale is not None and (why == "fwd=request" or visit.stale.plan.never_fresh):
-                return await self._alone(visit, request, call_next, why)
-            if "no-cache" in visit.facts.asked:
-                return await self._alone(visit, request, call_next, "fwd=request")
-            response = await self._fetch(visit, request, call_next, why)
-            if response is not None:
-                return response
-        return await self._forward(request, call_next, f"{why}; detail=moving")
-
-    async def _fetch(self, visit: Visit, request: Request, call_next: Handler, why: str) -> Response | None:
-        """From the upstream, together with all who want the same; None: look again."""
-        flight = self._flights.under_way(visit.place)
-        if flight is None:
-            flight = self._flights.start(Errand(self._fetcher, visit, request, call_next))
-            if flight is None:
-                return await self._forward(request, call_next, f"{why}; detail=overload")
-            landing = await flight.lead()
-            if landing.response is not None:
-                return self._first(landing, visit, why)
-        else:
-            waited = await flight.land(self.config.wait_timeout)
-            if waited is None:
-                return await self._late(visit, request, call_next, why)
-            landing = waited
-            if landing.entry is not None and not await self._fits(landing, visit, request):
-                return None
-        if landing.how == stampede.AGAIN:
-            return None
-        if landing.how == stampede.LATE:
-            return await self._late(visit, request, call_next, why)
-        if landing.entry is None:
-            return await self._forward(request, call_next, f"{why}; {landing.detail}" if landing.detail else why)
-        if landing.how == stampede.STALE:
-            return await self._served(landing.entry, visit, call_next, STALE, f"{why}; detail=stale-if-error")
-        return await self._served(landing.entry, visit, call_next, MISS, f"{why}; collapsed")
-
-    async def _fits(self, landing: stampede.Landing, visit: Visit, request: Request) -> bool:
-        """Whether what another request has fetched is an answer to this one, and was not purged meanwhile."""
-        entry = landing.entry
-        place = visit.place
-        if landing.place.digest != place.digest:
-            place = self._lookup.place_of(visit, request, landing.names, request.changes)
-        return landing.place.digest == place.digest and await self._lookup.usable(visit, entry) is entry
-
-    async def _part(self, visit: Visit, request: Request, call_next: Handler, why: str) -> Response:
-        """A part of what is not stored whole: from a stored part, else from the upstream, to be stored as one."""
-        found = await self._lookup.usable(visit, await self._store.read(visit.place.part.entry))
-        if isinstance(found, Entry):
-            now = self.clock()
-            if policy.judge(found.plan, visit.facts.asked, now) == policy.FRESH and has(visit.facts, found):
-                return served(found, visit.facts, now, HIT, f"hit; ttl={found.plan.expires - now:.0f}")
-            why = "fwd=partial"
-        if "only-if-cached" in visit.facts.asked:
-            return not_stored()
-        if isinstance(found, Uncacheable):
-            return await self._forward(request, call_next, f"{why}; detail=not-cacheable")
-        return await self._alone(visit, request, call_next, why, PartErrand)
-
-    async def _alone(
-        self, visit: Visit, request: Request, call_next: Handler, why: str, kind: type[Errand] = Errand
-    ) -> Response:
-        """What others do not wait for: newer than what is stored, or a part. Unless somebody fetches it right now."""
-        landing = await self._flights.now(kind(self._fetcher, visit, request, call_next))
-        if landing is None:
-            return await self._forward(request, call_next, why)
-        if landing.response is not None:
-            return self._first(landing, visit, why)
-        assert landing.entry is not None
-        return await self._served(landing.entry, visit, call_next, STALE, f"{why}; detail=stale-if-error")
-
-    async def _head(self, visit: Visit, request: Request, call_next: Handler, why: str) -> Response:
-        """A HEAD that what is stored does not answer; its answer may bring that up to date."""
-        return mark(await Errand(self._fetcher, visit, request, call_next).head(), MISS, why)
-
-    def _first(self, landing: stampede.Landing, visit: Visit, why: str) -> Response:
-        """The answer of the one who has fetched it."""
-        response, entry = landing.response, landing.entry
-        assert response is not None
-        status = landing.status or response.status
-        detail = f"{why}; fwd-status={status}{'; ' if landing.detail else ''}{landing.detail}"
-        if entry is not None and visit.facts.conditions and response.status == 200:
-            return served(entry, visit.facts, self.clock(), MISS, detail)
-        return mark(tailored(response, visit.facts), MISS, detail)
-
-    async def _served(self, entry: Entry, visit: Visit, call_next: Handler, outcome: str, detail: str) -> Response:
-        """What is stored, in the representation for this client; ranges are of the one that is not packed."""
-        gzip = visit.target.gzip and not visit.facts.ranges
-        try:
-            one = await represented(entry, self.config.max_body, gzip=gzip)
-        except ValueError:
-            # Such as one that is larger than this node's `max_body`.
-            return await self._forward(visit.request, call_next, "fwd=miss; detail=damaged")
-        return served(one, visit.facts, self.clock(), outcome, detail)
-
-    async def _late(self, visit: Visit, request: Request, call_next: Handler, why: str) -> Response:
-        """Another's fetch takes too long."""
-        why = f"{why}; detail=wait-timeout"
-        stale, now = visit.stale, self.clock()
-        if (
-            self.config.on_wait_timeout == "stale"
-            and stale is not None
-            and now < max(stale.plan.stale_until, stale.plan.error_until)
-        ):
-            return served(stale, visit.facts, now, STALE, why)
-        return await self._forward(request, call_next, why)
-
-    def _due(self, request: Request, found: Entry, now: float) -> bool:
-        """Whether what is fresh is to be refreshed all the same, by chance (see `early`); a request draws once."""
-        if now < found.plan.refresh_from:
-            return False
-        drawn: bool | None = request.state.get(self._drawn)
-        if drawn is None:
-            drawn = due(now, found.plan.expires, found.cost, self.config.early_refresh, self.chance())
-            request.state[self._drawn] = drawn
-        return drawn
-
-    def _refresh(self, visit: Visit, request: Request, call_next: Handler) -> None:
-        """Fetch a fresh answer behind the client's back."""
-        if request.method != "HEAD" and visit.stale is not None:
-            self._flights.refresh(Errand(self._fetcher, visit, request, call_next), visit.stale)
-
-    @staticmethod
-    async def _forward(request: Request, call_next: Handler, detail: str) -> Response:
-        return mark(await call_next(request), MISS, detail)
-
     # -- beside requests ---------------------------------------------------------------------------
 
     def _now(self) -> float:
@@ -390,10 +230,3 @@ class Cache(Plugin):
                         await self._store.renew(name)
             except (RedisError, ValueError) as error:
                 logger.debug("%s: %s", self.name, error)
-
-
-def _ask_for_originals(request: Request) -> None:
-    """The upstream does not know the tags of what was packed here."""
-    for name in ("If-Match", "If-None-Match"):
-        if SUFFIX in (text := ", ".join(request.headers.getall(name, ()))):
-            request.set_header(name, original_etag(text))

@@ -146,8 +146,14 @@ def left_out(directives: Directives, rules: Rules, *, shared: bool) -> frozenset
     return names | {"set-cookie", "set-cookie2"} if rules.set_cookie == "strip" else names
 
 
-def is_common(directives: Directives) -> bool:
-    """Whether the upstream says that the answer is the same for all, whoever asks."""
+def is_common(fields: CIMultiDict[str], rules: Rules) -> bool:
+    """Whether the upstream says that the answer is the same for all, whoever asks (RFC 9111, section 3.5).
+
+    `private` and cookies say something else, whatever stands beside them.
+    """
+    directives = control(fields, rules).directives
+    if "private" in directives or "Set-Cookie" in fields:
+        return False
     return "public" in directives or "s-maxage" in directives
 
 

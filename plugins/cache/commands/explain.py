@@ -105,6 +105,8 @@ def _print_key(table: Any, told: Document, as_user: str | None) -> None:
     for name, values in (told.get("varies_on") or {}).items():
         given = ", ".join(values) if values else "not sent; give it with -H"
         add(table, f"varies on {name}", given)
+    if "for_all" in told:
+        add(table, "for all", f"{told['for_all']['name']}: the upstream says public or s-maxage")
     if "variant" in told:
         add(table, "variant", told["variant"]["name"])
 

@@ -277,3 +277,18 @@ def test_every_reason_of_the_workers_has_words() -> None:
     source = Path(target.__file__).read_text()
     reasons = set(re.findall(r'"(fwd=[^"]+)"', source))
     assert reasons - {"fwd=bypass; detail=identity-unknown"} <= set(BYPASSES)
+
+
+async def test_what_is_for_all_is_found_for_those_with_credentials(
+    gateway: StartGateway, config: Path, ask: Client, say: Say
+) -> None:
+    say("/a", "public, max-age=60")
+    node = await gateway(tomllib.loads(config.read_text()))
+    await ask(node, headers={"Authorization": "Bearer x"})
+    told = await explained(config, URL, "-H", "Authorization: Bearer y")
+    assert told["verdict"].startswith("HIT")
+    assert told["for_all"]["digest"] != told["key"]["digest"]
+    say("/b", "max-age=60")
+    await ask(node, "/b")
+    told = await explained(config, "http://api.test/b", "-H", "Authorization: Bearer y")
+    assert told["verdict"].startswith("MISS"), "it is for those without credentials"

@@ -460,15 +460,25 @@ def test_rfc_9213_2_2_the_first_valid_targeted_field_counts(fields: list[Field],
 
 def test_rfc_9213_also_for_what_is_left_out_and_who_may_have_it() -> None:
     fields = CIMultiDict([("CDN-Cache-Control", 'no-cache="x", public'), cc('no-cache="y", private')])
-    said = control(fields, Rules(targeted=TARGETED)).directives
-    assert left_out(said, Rules(), shared=True) == {"x"}
-    assert is_common(said)
-    assert not is_common(control(fields, Rules()).directives)
+    rules = Rules(targeted=TARGETED)
+    assert left_out(control(fields, rules).directives, rules, shared=True) == {"x"}
+    assert is_common(fields, rules)
+    assert not is_common(fields, Rules())
 
 
-@pytest.mark.parametrize(("said", "common"), [("public", True), ("s-maxage=0", True), ("max-age=60", False)])
-def test_what_the_upstream_says_is_for_all(said: str, common: bool) -> None:
-    assert is_common(parse_directives(said)) is common
+@pytest.mark.parametrize(
+    ("fields", "common"),
+    [
+        ([cc("public")], True),
+        ([cc("s-maxage=0")], True),
+        ([cc("max-age=60")], False),
+        ([cc("public, private")], False),
+        ([cc("s-maxage=60, private=x")], False),
+        ([cc("public"), ("Set-Cookie", "a=b")], False),
+    ],
+)
+def test_3_5_what_the_upstream_says_is_for_all(fields: list[Field], common: bool) -> None:
+    assert is_common(CIMultiDict(fields), Rules()) is common
 
 
 # -- what the configuration says -------------------------------------------------------------------
