@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import uvloop
 from hypothesis import HealthCheck, settings
 
 from tests.harness import Gateway, UpstreamServer, Valkey, running_upstream, running_valkey, start_gateway
+from tests.relay import Relay, running_relay
+from tests.servers import Cluster, Keeper, Sentinel, TlsServer, running_tls_process, running_tls_relay, userinfo
 
 settings.register_profile(
     "default", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -54,6 +57,75 @@ def own_valkey() -> Iterator[Valkey]:
     """A server of the test's own, to be killed, paused and restarted."""
     with running_valkey() as server:
         yield server
+
+
+@pytest.fixture
+async def relay(shared_valkey: Valkey, redis_url: str) -> AsyncIterator[Relay]:
+    """Stands before the Redis of `redis_url`, and can be told to misbehave."""
+    async with running_relay(shared_valkey.port) as relay:
+        yield relay
+
+
+@pytest.fixture(scope="session")
+def kept_cluster() -> Iterator[Keeper[Cluster]]:
+    with Keeper(Cluster) as keeper:
+        yield keeper
+
+
+@pytest.fixture
+async def cluster(kept_cluster: Keeper[Cluster]) -> Cluster:
+    """Three primaries with a replica each, empty. Do with it what you like: the next test gets a new one if needed."""
+    return await kept_cluster.take()
+
+
+@pytest.fixture(scope="session")
+def kept_sentinel() -> Iterator[Keeper[Sentinel]]:
+    with Keeper(Sentinel) as keeper:
+        yield keeper
+
+
+@pytest.fixture
+async def sentinel(kept_sentinel: Keeper[Sentinel]) -> Sentinel:
+    """Primary, replica and three Sentinels, empty; the same."""
+    return await kept_sentinel.take()
+
+
+@pytest.fixture
+async def acl_user(
+    shared_valkey: Valkey, redis_client: redis.asyncio.Redis
+) -> AsyncIterator[Callable[..., Awaitable[str]]]:
+    """Makes a user of the Redis of `redis_url` with the rights that these ACL rules give; the URL for it."""
+    made: list[str] = []
+
+    async def make(*rules: str, user: str = "gate:way", password: str = "s3/cr@t:#?%") -> str:
+        await redis_client.execute_command("ACL SETUSER", user, "reset", "on", f">{password}", *rules)
+        made.append(user)
+        return f"redis://{userinfo(user, password)}127.0.0.1:{shared_valkey.port}/0"
+
+    yield make
+    for user in made:
+        await redis_client.execute_command("ACL DELUSER", user)
+
+
+@pytest.fixture(params=["relay", "redis-server"])
+async def tls(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[TlsServer]]]:
+    """Makes a server with TLS: `await tls("127.0.0.1", client_certificate=True)`. Twice, if this machine has a Redis
+    that speaks TLS itself."""
+    async with AsyncExitStack() as stack:
+
+        async def make(*names: str, client_certificate: bool = False) -> TlsServer:
+            names = names or ("127.0.0.1", "localhost")
+            if request.param == "relay":
+                server, _ = await stack.enter_async_context(
+                    running_tls_relay(tmp_path, *names, client_certificate=client_certificate)
+                )
+                return server
+            try:
+                return stack.enter_context(running_tls_process(tmp_path, *names, client_certificate=client_certificate))
+            except LookupError as error:
+                pytest.skip(str(error))
+
+        yield make
 
 
 @pytest.fixture

@@ -66,19 +66,16 @@ class Valkey:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def command(self) -> list[str]:
+        """What is run."""
+        binary = os.environ.get("TEST_REDIS_SERVER") or str(get_binary_path())
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self.folder]
+        return [binary, *options, "--enable-debug-command", "yes", *self.arguments]
+
     def start(self) -> Valkey:
-        command = [
-            os.environ.get("TEST_REDIS_SERVER") or str(get_binary_path()),
-            "--port",
-            str(self.port),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-        ]
-        command += ["--dir", self.folder, "--enable-debug-command", "yes", *self.arguments]
         with Path(self.folder, "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
         deadline = time.monotonic() + 10
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as probe:
