@@ -32,6 +32,7 @@ from typing import Any, Final, TypeVar
 
 from multidict import CIMultiDict
 
+from gateway.plugin import Request
 from plugins.cache.entry import Entry
 from plugins.cache.syntax import parse_directives
 
@@ -281,3 +282,10 @@ def original_etag(text: str) -> str:
     passed on, as a 304 would name another tag than the client has.
     """
     return _ETAGS.sub(lambda match: f'{match[1].removesuffix(SUFFIX)}"', text) if SUFFIX in text else text
+
+
+def restore_etags(request: Request) -> None:
+    """Have a request that changes something ask the upstream for the tags that it knows."""
+    for name in ("If-Match", "If-None-Match"):
+        if SUFFIX in (text := ", ".join(request.headers.getall(name, ()))):
+            request.set_header(name, original_etag(text))

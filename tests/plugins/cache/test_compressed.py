@@ -183,3 +183,30 @@ async def test_tags_stay_as_they_are_where_nothing_is_packed(
     node = await gateway({"plugins": {"cache": {}}})
     await ask(node, method="PUT", headers={"If-Match": '"v1;gzip"'})
     assert upstream.requests[-1].headers["If-Match"] == '"v1;gzip"'
+
+
+async def test_who_waits_too_long_gets_a_stale_one_as_he_accepts(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, clock: Clock
+) -> None:
+    answers(upstream, clock, "max-age=1, stale-if-error=600")
+    config = {"plugins": {"cache": {"compress_over": 1000, "wait_timeout": 0.1, "on_wait_timeout": "stale"}}}
+    node = await gateway(config)
+    clock.stand(node)
+    await ask(node)
+    clock.pass_by(5)
+    came, end = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: web.Request) -> web.Response:
+        came.set()
+        await end.wait()
+        return web.Response()
+
+    upstream.answer("/a", slow)
+    holder = asyncio.ensure_future(ask(node))
+    await came.wait()
+    for accepts, zipped in ((GZIP, True), (PLAIN, False)):
+        got = await ask(node, headers=accepts)
+        assert "wait-timeout" in got.why
+        checked(got, zipped=zipped)
+    end.set()
+    await holder
