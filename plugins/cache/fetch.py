@@ -142,7 +142,7 @@ class Errand:
         generations = await store.generations(names)
         if part is not None:
             (stored,) = await part
-            found = await self._fetcher.lookup.usable(self._visit, stored)
+            found = await self._fetcher.lookup.part(self._visit, stored)
             known = found if isinstance(found, Entry) else None
         self._changes = dict(request.changes)
         sent = clock()

@@ -118,8 +118,17 @@ class Lookup:
             self.targets.learn(request, target)
         return found
 
+    async def part(self, visit: Visit, stored: Stored | None) -> Entry | Uncacheable | None:
+        """What is left of what lies where a part may, `visit.place.part`."""
+        found = await self.usable(visit, stored)
+        return None if isinstance(found, Index) else self._mine(visit, found)
+
     async def _found(self, visit: Visit, request: Request) -> Entry | Uncacheable | None:
-        found = await self._stored(visit, request)
+        return self._mine(visit, await self._stored(visit, request))
+
+    @staticmethod
+    def _mine(visit: Visit, found: Entry | Uncacheable | None) -> Entry | Uncacheable | None:
+        """What is found, if it is for this request."""
         return found if not visit.at_common or (type(found) is Entry and found.common) else None
 
     async def _stored(self, visit: Visit, request: Request) -> Entry | Uncacheable | None:

@@ -131,7 +131,7 @@ class Serving:
 
     async def _part(self, visit: Visit, request: Request, call_next: Handler, why: str) -> Response:
         """A part of what is not stored whole: from a stored part, else from the upstream, to be stored as one."""
-        found = await self._lookup.usable(visit, await self._store.read(visit.place.part.entry))
+        found = await self._lookup.part(visit, await self._store.read(visit.place.part.entry))
         if isinstance(found, Entry):
             now = self._clock()
             if policy.judge(found.plan, visit.facts.asked, now) == policy.FRESH and has(visit.facts, found):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -341,3 +342,35 @@ async def test_only_if_cached_a_part_too(
     await ask(node, headers={"Range": "bytes=0-9"})
     assert (await ask(node, headers={"Range": "bytes=0-9"} | stored)).status == 206
     assert upstream.count("/a") == 1
+
+
+async def test_parts_of_what_is_for_all_are_for_all_and_no_others(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, clock: Clock
+) -> None:
+    fields = {"Cache-Control": "public, max-age=60", "ETag": '"v1"'}
+
+    async def tell(request: web.Request) -> web.Response:
+        fields["Date"] = formatdate(clock(), usegmt=True)
+        text = request.headers.get("Authorization", "nobody").ljust(20, ".")
+        if "Range" not in request.headers:
+            return web.Response(text=text, headers=fields)
+        return web.Response(status=206, text=text[:10], headers=fields | {"Content-Range": "bytes 0-9/20"})
+
+    upstream.answer("/a", tell)
+    node = await gateway({"plugins": {"cache": {"stale_if_error": 0, "keep": 0}}})
+    clock.stand(node)
+
+    async def part(name: str | None) -> tuple[str, bytes]:
+        got = await ask(node, headers={"Range": "bytes=0-9"} | ({"Authorization": name} if name else {}))
+        assert got.status == 206
+        return got.cache, got.body.rstrip(b".")
+
+    assert await part("ann") == ("MISS", b"ann")
+    for name in ("bob", "ann", None):
+        assert await part(name) == ("HIT", b"ann")
+    clock.pass_by(100)
+    fields["Cache-Control"] = "max-age=60"
+    assert await part(None) == ("MISS", b"nobody")
+    for name in ("ann", "bob"):
+        assert (await part(name))[1] == name.encode()
+    assert (await ask(node, headers={"Authorization": "ann"})).body.startswith(b"ann.")
