@@ -86,9 +86,14 @@ def matches_head(answer: CIMultiDict[str], length: int | None, stored: CIMultiDi
 
 
 def freshened(head: bytes, lines: bytes) -> bytes:
-    """Stored header lines with those of a 304 or of a HEAD's answer in the place of theirs (RFC 9111, section 3.2)."""
-    new = [line for line in _lines(lines) if _name(line) not in _OF_THE_BODY]
-    names = {_name(line) for line in new}
+    """Stored header lines with those of a 304 or of a HEAD's answer in the place of theirs (RFC 9111, section 3.2).
+
+    Without a `Date` among these there is none: the answer is of now, not of when the stored one was made (RFC 9110,
+    section 6.6.1). An entity tag that only differs in being weak stays as it is: it tells of the stored body.
+    """
+    tags = {_tag(line) for line in _lines(head)} - {None}
+    new = [line for line in _lines(lines) if _name(line) not in _OF_THE_BODY and _tag(line) not in tags]
+    names = {b"date", *map(_name, new)}
     kept = [line for line in _lines(head) if _name(line) not in names]
     return b"".join([line + b"\r\n" for line in (*kept, *new)])
 
@@ -109,3 +114,8 @@ def _lines(head: bytes) -> list[bytes]:
 
 def _name(line: bytes) -> bytes:
     return line.partition(b":")[0].lower()
+
+
+def _tag(line: bytes) -> bytes | None:
+    """What an `ETag` is the same by in the weak comparison; None for another field."""
+    return line.partition(b":")[2].strip().removeprefix(b"W/") if _name(line) == b"etag" else None

@@ -41,6 +41,8 @@ UNDERSTOOD: Final = frozenset({200, 203, 204, 206, 300, 301, 302, 303, 307, 308,
 # Section 4.2.4: with these a stale answer is not served; `s-maxage` leaves the upstream its own exceptions.
 NO_STALE: Final = frozenset({"must-revalidate", "proxy-revalidate"})
 STRICT: Final = NO_STALE | {"s-maxage"}
+# Section 3.1: these are about one hop.
+OF_A_PROXY: Final = frozenset({"proxy-authenticate", "proxy-authentication-info", "proxy-authorization"})
 # Section 3.5: with one of these an answer to a request with a credential may be given to others.
 FOR_ALL: Final = frozenset({"public", "s-maxage", "must-revalidate"})
 
@@ -140,7 +142,7 @@ def control(fields: CIMultiDict[str], rules: Rules) -> Control:
 
 def left_out(directives: Directives, rules: Rules, *, shared: bool) -> frozenset[str]:
     """The lower-cased fields that are not stored with the answer (sections 3.1, 5.2.2.4 and 5.2.2.7)."""
-    names = names_of(directives.get("no-cache"))
+    names = OF_A_PROXY | names_of(directives.get("no-cache"))
     if shared:
         names |= names_of(directives.get("private"))
     return names | {"set-cookie", "set-cookie2"} if rules.set_cookie == "strip" else names

@@ -155,14 +155,26 @@ def test_4_3_4_which_304_is_about_what_is_stored(answer: Fields, stored: Fields,
     assert confirms(CIMultiDict(answer), CIMultiDict(stored)) is result
 
 
-HEAD = b'Content-Type: a/b\r\nETag: "a"\r\nX-A: 1\r\nx-a: 2\r\nX-B: 3\r\nContent-Encoding: gzip\r\nDate: D\r\n'
+HEAD = b'Content-Type: a/b\r\nETag: "a"\r\nX-A: 1\r\nx-a: 2\r\nX-B: 3\r\nContent-Encoding: gzip\r\n'
 
 
 def test_4_3_4_a_304_replaces_all_lines_of_the_fields_that_it_has() -> None:
-    new = freshened(HEAD, b'X-A: 9\r\nDATE: E\r\nX-C: 4\r\nETag: "a"\r\n')
+    new = freshened(HEAD + b"Date: D\r\n", b'X-A: 9\r\nDATE: E\r\nX-C: 4\r\nETag: "b"\r\n')
     assert new == (
-        b"Content-Type: a/b\r\nX-B: 3\r\nContent-Encoding: gzip\r\n" + b'X-A: 9\r\nDATE: E\r\nX-C: 4\r\nETag: "a"\r\n'
+        b"Content-Type: a/b\r\nX-B: 3\r\nContent-Encoding: gzip\r\n" + b'X-A: 9\r\nDATE: E\r\nX-C: 4\r\nETag: "b"\r\n'
     )
+
+
+def test_rfc_9110_6_6_1_a_304_without_a_date_is_of_now() -> None:
+    """With the stored one it would be as old as what it confirms, and be asked about each time."""
+    assert freshened(b"Date: D\r\nX: 1\r\n", b"X: 2\r\n") == b"X: 2\r\n"
+
+
+@pytest.mark.parametrize(("stored", "told"), [('W/"a"', '"a"'), ('"a"', 'W/"a"'), ('"a"', '"a"'), ("a", "a")])
+def test_8_8_1_what_is_stored_does_not_become_stronger_by_a_304(stored: str, told: str) -> None:
+    """Some servers weaken the tag of what they compress, but not that of their 304."""
+    head = f"ETag: {stored}\r\n".encode()
+    assert freshened(head, f"etag: {told}\r\n".encode()) == head
 
 
 def test_4_3_4_several_lines_of_a_field_all_come_in() -> None:

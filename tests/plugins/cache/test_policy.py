@@ -16,6 +16,7 @@ from plugins.cache.policy import (
     FRESH,
     HEURISTIC,
     MAX_LIFE,
+    OF_A_PROXY,
     RELOAD,
     STALE,
     UNDERSTOOD,
@@ -430,7 +431,12 @@ def test_4_1_what_could_never_be_found_again_is_not_kept(vary: str) -> None:
     ],
 )
 def test_5_2_2_4_and_7_named_fields_are_left_out(said: str, shared: bool, left: set[str]) -> None:
-    assert left_out(parse_directives(said), Rules(), shared=shared) == left
+    assert left_out(parse_directives(said), Rules(), shared=shared) == left | OF_A_PROXY
+
+
+def test_3_1_what_a_proxy_says_to_one_client_is_left_out() -> None:
+    assert left_out({}, Rules(), shared=False) == OF_A_PROXY
+    assert {"proxy-authenticate", "proxy-authentication-info"} < OF_A_PROXY
 
 
 # -- RFC 9213 --------------------------------------------------------------------------------------
@@ -461,7 +467,7 @@ def test_rfc_9213_2_2_the_first_valid_targeted_field_counts(fields: list[Field],
 def test_rfc_9213_also_for_what_is_left_out_and_who_may_have_it() -> None:
     fields = CIMultiDict([("CDN-Cache-Control", 'no-cache="x", public'), cc('no-cache="y", private')])
     rules = Rules(targeted=TARGETED)
-    assert left_out(control(fields, rules).directives, rules, shared=True) == {"x"}
+    assert left_out(control(fields, rules).directives, rules, shared=True) == {"x"} | OF_A_PROXY
     assert is_common(fields, rules)
     assert not is_common(fields, Rules())
 
