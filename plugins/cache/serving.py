@@ -167,7 +167,10 @@ class Serving:
         detail = f"{why}; fwd-status={status}{'; ' if landing.detail else ''}{landing.detail}"
         if entry is not None and visit.facts.conditions and response.status == 200:
             return served(entry, visit.facts, self._clock(), MISS, detail)
-        return mark(tailored(response, visit.facts), MISS, detail)
+        response = mark(tailored(response, visit.facts), MISS, detail)
+        if status == 304:
+            response.set("X-Cache", "REVALIDATED")
+        return response
 
     async def _served(self, entry: Entry, visit: Visit, call_next: Handler, outcome: str, detail: str) -> Response:
         """What is stored, in the representation for this client; ranges are of the one that is not packed."""

@@ -60,6 +60,7 @@ async def test_4_3_4_a_304_makes_the_stored_answer_fresh_on_all_nodes(
     clock.pass_by(61)
     again = await ask(other)
     assert (again.status, again.body) == (200, b"version 1")
+    assert again.cache == "REVALIDATED"
     assert "fwd=stale; fwd-status=304; stored" in again.why
     assert resource.asked == [("GET", None, None), ("GET", '"v1"', None)]
     clock.pass_by(59)
