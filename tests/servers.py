@@ -454,7 +454,10 @@ class Sentinel(Group):
         return f"redis+sentinel://{userinfo(password=self.password)}{self.hosts}/{self.service}"
 
     async def start(self) -> None:
-        await asyncio.gather(*[asyncio.to_thread(server.start) for server in self.servers])
+        # One after the other: who does not find the server it asks for waits a second until it tries again.
+        await asyncio.to_thread(self.primary.start)
+        await asyncio.to_thread(self.replica.start)
+        await asyncio.gather(*[asyncio.to_thread(server.start) for server in self.sentinels])
         for server in self.sentinels:
             # Its clocks are made for machines far apart. It takes no replica that it knows only from before five pings,
             # and looks at one without a primary once a second.
