@@ -34,6 +34,10 @@ class Word(NamedTuple):
     strict: bool = False
     """No client may ask for it stale."""
     stored: bool = True
+    shared: bool = True
+    """Others than the one who asked may have it if nobody is named."""
+    common: bool = False
+    """They may have it also if somebody is."""
 
 
 WORDS = {
@@ -42,12 +46,13 @@ WORDS = {
     "max-age=3, stale-if-error=30": Word(3, in_error=30),
     "max-age=5, must-revalidate": Word(5, in_error=0, strict=True),
     "max-age=5, proxy-revalidate, stale-while-revalidate=30": Word(5, in_error=0, strict=True),
-    "s-maxage=5, max-age=20": Word(5, in_error=0, strict=True),
+    "s-maxage=5, max-age=20": Word(5, in_error=0, strict=True, common=True),
+    "public, max-age=10": Word(10, common=True),
     "max-age=0": Word(0),
     "no-cache": Word(0, in_error=0, strict=True),
     "no-cache, max-age=10": Word(0, in_error=0, strict=True),
     "no-store, max-age=10": Word(0, stored=False),
-    "private, max-age=10": Word(0, stored=False),
+    "private, max-age=10": Word(10, shared=False),
     "": Word(0, stored=False),
 }
 
@@ -73,12 +78,15 @@ class Wait(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """GET or HEAD, so many times at once."""
+    """GET or HEAD, perhaps with others at once."""
 
     method: str
     wants: str
     flavour: str
-    times: int
+    who: str
+    """Whose credentials it carries; nobody's if empty."""
+    beside: tuple[str, ...]
+    """Who else asks for the same at the same time."""
 
 
 class Post(NamedTuple):
@@ -106,7 +114,8 @@ asks = st.builds(
     wants=mostly("", "no-cache", "max-age=2", "max-age=60", "max-stale", "max-stale=4", "min-fresh=4")
     | st.sampled_from(["", "only-if-cached", "only-if-cached, max-stale", "max-age=60, max-stale=4"]),
     flavour=mostly("a", "a", "b"),
-    times=st.sampled_from([1, 1, 2]),
+    who=mostly("", "ada", "bob"),
+    beside=st.lists(mostly("", "ada", "bob"), max_size=2).map(tuple),
 )
 waits = st.builds(Wait, st.sampled_from([0.5, 2.0, 3.5, 3.5, 7.0, 12.0, 40.0]))
 events = st.one_of(changes, st.just(Renew()), waits, waits, st.builds(Post, st.sampled_from([200, 303, 404, 500])))
@@ -125,8 +134,14 @@ class Made:
     at: float
     asker: str
     flavour: str
+    who: str
     version: int
     said: Change
+
+    @property
+    def text(self) -> str:
+        """What is for all is the same for all."""
+        return f"{self.version} {self.flavour} {'' if WORDS[self.said.control].common else self.who}"
 
 
 @dataclass
@@ -147,20 +162,22 @@ class Resource:
     def answer(self, request: web.Request) -> web.Response:
         if request.method == "POST":
             return web.Response(status=int(request.headers["X-Status"]))
-        said, flavour = self.said, request.headers["X-Flavour"]
+        said, asked = self.said, request.headers
         headers = {"Date": formatdate(self.clock(), usegmt=True), "X-Number": str(len(self.made))}
-        self.made.append(Made(self.clock(), request.headers["X-Asker"], flavour, self.version, said))
+        who = asked.get("Authorization", "")
+        made = Made(self.clock(), asked["X-Asker"], asked["X-Flavour"], who, self.version, said)
+        self.made.append(made)
         if said.control:
             headers["Cache-Control"] = said.control
         if said.vary:
             headers["Vary"] = "X-Flavour"
-        etag = f'"{said.status} {self.version} {flavour}"'
+        etag = f'"{said.status} {made.text}"'
         if said.etag:
             headers["ETag"] = etag
             # Without a `Cache-Control` of its own a 304 would leave the stored one as it is.
-            if request.headers.get("If-None-Match") == etag and said.status == 200 and said.control:
+            if asked.get("If-None-Match") == etag and said.status == 200 and said.control:
                 return web.Response(status=304, headers=headers)
-        return web.Response(status=said.status, text=f"{self.version} {flavour}", headers=headers)
+        return web.Response(status=said.status, text=made.text, headers=headers)
 
 
 class Model:
@@ -191,12 +208,14 @@ class Model:
                 resource.changed_by_post = resource.version
                 self.stored = None
         else:
-            await asyncio.gather(*[self.ask(step) for _ in range(step.times)])
+            await asyncio.gather(*[self.ask(step._replace(who=who)) for who in (step.who, *step.beside)])
 
     async def ask(self, step: Ask) -> None:
         self.asked += 1
         asker, before = str(self.asked), len(self.resource.made)
         headers = {"X-Flavour": step.flavour, "X-Asker": asker}
+        if step.who:
+            headers["Authorization"] = step.who
         if step.wants:
             headers["Cache-Control"] = step.wants
         got = await self.client(self.node, self.resource.path, step.method, headers=headers)
@@ -214,7 +233,7 @@ class Model:
             self.may_be_given(step, got, made)
         else:
             # It was asked for now, or is what another was told who asks now.
-            assert int(got.headers["X-Number"]) >= before or step.times > 1, got
+            assert int(got.headers["X-Number"]) >= before or step.beside, got
             assert made.said == self.resource.said
             assert "only-if-cached" not in step.wants
         if got.cache == "HIT":
@@ -222,7 +241,7 @@ class Model:
         if known is not None and _once(known) == _once(step):
             assert got.cache == "HIT", f"{got} was stored a moment ago"
         fresh = WORDS[made.said.control].life > 0 and ("stored" in got.why or got.cache == "HIT")
-        if fresh and step.method == "GET" and step.wants == "" and step.times == 1:
+        if fresh and step.method == "GET" and step.wants == "" and not step.beside:
             self.stored = step
 
     def is_whole(self, step: Ask, got: Got, made: Made) -> None:
@@ -232,11 +251,13 @@ class Model:
         if step.method == "HEAD":
             assert got.body == b""
         else:
-            assert got.body.decode() == f"{made.version} {made.flavour}", (got, made)
+            assert got.body.decode() == made.text, (got, made)
         assert got.headers.get("Cache-Control", "") == made.said.control
         assert ("ETag" in got.headers) == made.said.etag
         if made.said.vary:
             assert made.flavour == step.flavour
+        if made.who != step.who:
+            assert WORDS[made.said.control].common, "another's answer"
         assert made.version >= resource.changed_by_post, "older than a change that was made through the gateway"
 
     def may_be_given(self, step: Ask, got: Got, made: Made) -> None:
@@ -247,6 +268,7 @@ class Model:
         wants = dict(part.partition("=")[::2] for part in step.wants.split(", "))
         assert abs(int(got.headers["Age"]) - age) <= 1, (got, age)
         assert word.stored, got
+        assert word.shared or made.who, "private, and for nobody in particular"
         in_error = self.resource.failing and over < word.in_error and made.said.status < 500
         if got.cache == "HIT":
             assert over < 0, f"{over} s over"
@@ -264,7 +286,7 @@ class Model:
 
 
 def _once(step: Ask) -> Ask:
-    return step._replace(times=1)
+    return step._replace(beside=())
 
 
 class Stage:
