@@ -335,7 +335,9 @@ def test_tags() -> None:
     ids=["spaces", "indent", "quotes", "escapes", "commas", "empty", "named", "words", "zeros", "number", "name"],
 )
 def test_no_text_that_somebody_may_send_takes_long_to_read(text: str) -> None:
-    """A hundred lines of 8 KB are within a request's bounds, and one request must not stop all the others."""
+    """A hundred lines of 8 KB are within a request's bounds, and one request must not stop all the others.
+
+    What is not linear takes minutes."""
     fields = CIMultiDict([("Vary", text), ("Cache-Tag", text)])
     started = time.process_time()
     seconds_of(parse_directives(text), "max-age")
@@ -344,7 +346,7 @@ def test_no_text_that_somebody_may_send_takes_long_to_read(text: str) -> None:
     parse_targeted(text)
     vary_names(fields)
     tags_of(fields, ("Cache-Tag",))
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 3
 
 
 def test_long_texts_are_not_remembered() -> None:
