@@ -167,7 +167,7 @@ async def test_what_is_purged_softly_is_revalidated(
     await ask(nodes[0])
     assert (await asyncio.to_thread(run, "--tag", "one", "--soft")).startswith("Purged softly tag one")
     got = await ask(nodes[1])
-    assert (got.body, got.cache) == (b"long", "MISS")
+    assert (got.body, got.cache) == (b"long", "REVALIDATED")
     assert "fwd-status=304" in got.why
     assert (await ask(nodes[0])).cache == "HIT"
     run("--tag", "one")

@@ -320,7 +320,8 @@ async def test_who_is_known_looks_where_answers_for_all_lie_once_one_was_met(
 
     targets.learn(made[2][0], same)
     assert (same.address, same.at_common) == (same.own, False), "others may be under way with it"
-    for who in ("ada", "bob", "eve"):
+    say("/a", "public, max-age=60")
+    for who in ("dora", "finn", "eve"):
         await ask(node, headers={"Authorization": who})
         target = made[-1][1]
         assert target.at_common
