@@ -1,4 +1,4 @@
-"""The command line: run, check, schema, demo, and the plugins' own commands. One function a command."""
+"""The command line: run, check, schema, doctor, demo, and the plugins' own commands. One function a command."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from rich.table import Table
 from gateway import demo
 from gateway.config import FILE_NAME, Config, ConfigError, Overrides, RedisTable, RouteTable, redact
 from gateway.console import settings
+from gateway.doctor.command import doctor
 from gateway.loader import built_in_modules, load_all
 from gateway.plugin import Plugin
 from gateway.schema import json_schema
@@ -128,6 +129,9 @@ def check(config: ConfigOption = None, upstream: UpstreamOption = None) -> None:
 def schema() -> None:
     """Print the JSON Schema of the configuration, for editors."""
     typer.echo(json.dumps(json_schema(), indent=2))
+
+
+app.command()(doctor)
 
 
 @app.command("demo")

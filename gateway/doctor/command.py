@@ -1,0 +1,132 @@
+"""`gateway doctor`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Final
+
+import orjson
+import typer
+from rich.console import Console as Screen
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from gateway.config import Config, redact
+from gateway.console import open_console, settings
+from gateway.doctor import needs
+from gateway.doctor.examination import Use, examine
+from gateway.doctor.findings import Level, worst
+from gateway.doctor.needs import Words
+from gateway.doctor.nodes import Deployment, Unreachable, find
+from gateway.doctor.readings import Reading, Wanted, read
+from gateway.doctor.report import document, table
+from gateway.plugin import Plugin
+from gateway.store.embedded import running_url
+from gateway.store.url import Place, parse
+
+MAX_KEYS: Final = 20_000
+KEY_SECONDS: Final = 5.0
+FAILED: Final = 1
+NOT_RUNNING: Final = "the embedded server is not running: `gateway run` starts it; or give another with --redis URL"
+
+
+def doctor(
+    config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Configuration.")] = None,
+    redis: Annotated[str | None, typer.Option("--redis", metavar="URL", help="Look at this one instead.")] = None,
+    user: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose rights to look at, instead of the URL's user.")
+    ] = None,
+    acl: Annotated[
+        bool, typer.Option("--acl", help="Only print the commands that make a user with the rights it needs.")
+    ] = False,
+    max_keys: Annotated[
+        int, typer.Option(min=1, help=f"Look at most at so many keys, for {KEY_SECONDS:g} s at most.")
+    ] = MAX_KEYS,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Tell whether Redis is right for the gateway, and what to do; exit code 1 if anything is critical.
+
+    Nothing is changed in it, and what is asked of it is bounded.
+    """
+    settings.redis = redis or settings.redis
+    with open_console(config, with_redis=False) as console:
+        where = console.config.redis
+        tables = console.config.plugins
+        plugins = [one for one in console.plugins(Plugin) if one.name in tables and tables[one.name].enabled]
+        try:
+            place = Place("single") if where.url == "embedded" else parse(where.url)
+        except ValueError as error:
+            raise console.fail(f"redis.url: {error}") from None
+        needed = needs.needed(plugins, place, mirror=where.mirror.max_bytes > 0)
+        templates = needs.key_templates(plugins, where.prefix)
+        if acl:
+            typer.echo(acl_of(needed, [f"{where.prefix}:{{id}}", *templates], user or "gateway"))
+            return
+        url = running_url(where.state_dir) if where.url == "embedded" else where.url
+        if url is None:
+            raise console.fail(NOT_RUNNING)
+        try:
+            deployment = find(url)
+        except Unreachable as error:
+            raise console.fail(f"Redis at {redact(url)}: {error}") from None
+        # The bounds are for all servers together.
+        share = max(1, sum(node.role == "primary" for node in deployment.nodes))
+        wanted = Wanted(where.prefix, templates, needed, user, max_keys // share, KEY_SECONDS / share)
+        try:
+            readings = read_all(deployment, wanted, hidden=as_json)
+            findings = examine(deployment, readings, use_of(console.config, plugins, user))
+        finally:
+            deployment.close()
+        if as_json:
+            told = document(findings, deployment.nodes, redact(url))
+            typer.echo(orjson.dumps(told, option=orjson.OPT_INDENT_2).decode())
+        else:
+            console.print(table(findings, deployment.nodes, redact(url)))
+    if worst(findings) is Level.CRITICAL:
+        raise typer.Exit(FAILED)
+
+
+def acl_of(needed: Sequence[Words], templates: Sequence[str], user: str) -> str:
+    """What makes a user with the rights of a gateway, as two commands: what it needs, and what this command asks."""
+    patterns = [template.replace("{id}", "*") for template in templates]
+    more = [words for words in needs.DOCTOR if words not in needed]
+    return (
+        f"ACL SETUSER {user} on >PASSWORD resetkeys resetchannels -@all {needs.rules(needed, patterns)}\n"
+        f"ACL SETUSER {user} {needs.rules(more)}"
+    )
+
+
+def use_of(config: Config, plugins: Sequence[Plugin], user: str | None) -> Use:
+    """What this configuration does with it."""
+    return Use(
+        prefix=config.redis.prefix,
+        timeout=config.redis.timeout,
+        workers=config.server.workers,
+        keeps=[plugin.name for plugin in plugins if plugin.on_redis_failure == "refuse"],
+        scripts=needs.scripts_of(plugins),
+        user=user,
+    )
+
+
+def read_all(deployment: Deployment, wanted: Wanted, *, hidden: bool) -> list[Reading]:
+    """Ask one server after the other, with a bar on standard error where that is a terminal."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=Screen(stderr=True),
+        transient=True,
+        disable=hidden or not sys.stderr.isatty(),
+    ) as bar:
+        readings = []
+        for node in deployment.nodes:
+            task = bar.add_task(f"looking at {node.address}", total=None)
+            readings.append(read(node, wanted, partial(_advance, bar, task)))
+            bar.remove_task(task)
+        return readings
+
+
+def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)

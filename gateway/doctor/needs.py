@@ -1,0 +1,136 @@
+"""What the gateway's commands need of its user (ACL).
+
+It is read from the code that sends them, so there is no list of it that could be forgotten: the commands that a plugin
+gives to `ask`, `tell`, `read` and `Read`, and those in its Lua scripts, as Redis asks for the same rights there.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence, ValuesView
+from types import ModuleType
+from typing import Any, Final
+
+from gateway.loader import BUILT_IN
+from gateway.plugin import Plugin, Script
+from gateway.store.url import Place
+
+Words = tuple[str, ...]
+"""A command in lower case: its name, and its subcommand if it has any."""
+
+LINKS: Final[Mapping[Words, Words]] = {
+    ("ping",): (),
+    ("script", "load"): ("return 1",),
+    ("evalsha",): ("0" * 40, "0"),
+    ("eval",): ("return 1", "0"),
+    ("eval_ro",): ("return 1", "0"),
+    ("mget",): (),
+}
+"""What the links send by themselves (`gateway.store`), with arguments by which a command does nothing."""
+MIRROR: Final[Mapping[Words, Words]] = {("client", "tracking"): ("off",), ("client", "caching"): ("yes",)}
+DATABASE: Final[Mapping[Words, Words]] = {("select",): ("0",)}
+TOPOLOGY: Final[Mapping[Words, Words]] = {("cluster", "slots"): (), ("asking",): (), ("readonly",): ()}
+CORE: Final[Mapping[Words, Words]] = {**LINKS, **MIRROR, **DATABASE, **TOPOLOGY}
+
+DOCTOR: Final[tuple[Words, ...]] = (
+    ("info",),
+    ("config", "get"),
+    ("slowlog", "get"),
+    ("client", "list"),
+    ("time",),
+    ("dbsize",),
+    ("scan",),
+    ("pttl",),
+    ("memory", "usage"),
+    ("multi",),
+)
+"""What `gateway doctor` asks besides."""
+
+ASKS: Final = frozenset({"ask", "tell", "read", "Read"})
+_CALLED: Final = re.compile(rb"""redis\.p?call\(\s*['"](\w+)['"]""")
+
+
+def scripts_of(plugins: Sequence[Plugin]) -> list[Script]:
+    """The scripts of the plugins: of their modules, of the classes in them, and their own."""
+    owners: list[Any] = [*_modules(plugins), *plugins]
+    owners += [value for module in _modules(plugins) for value in vars(module).values() if isinstance(value, type)]
+    found: dict[bytes, Script] = {}
+    for owner in owners:
+        for value in vars(owner).values():
+            several = value.values() if isinstance(value, dict) else value
+            for item in several if isinstance(several, list | tuple | ValuesView) else (value,):
+                if isinstance(item, Script):
+                    found.setdefault(item.sha, item)
+    return list(found.values())
+
+
+def needed(plugins: Sequence[Plugin], place: Place, *, mirror: bool = True) -> list[Words]:
+    """All commands that a gateway with these plugins sends to its Redis.
+
+    Args:
+        mirror: whether it has one.
+    """
+    found = {
+        *LINKS,
+        *(MIRROR if mirror else ()),
+        *(DATABASE if place.db else ()),
+        *(TOPOLOGY if place.kind == "cluster" else ()),
+    }
+    for script in scripts_of(plugins):
+        found |= {(name.decode().lower(),) for name in _CALLED.findall(script.source)}
+    for module in _modules(plugins):
+        found |= set(_asked(module))
+    return sorted(found)
+
+
+def rule(words: Words) -> str:
+    """A command as ACL SETUSER names it."""
+    return "|".join(words)
+
+
+def rules(commands: Iterable[Words], patterns: Iterable[str] = ()) -> str:
+    """Commands and patterns of keys as ACL SETUSER grants them."""
+    return " ".join([*(f"~{pattern}" for pattern in patterns), *(f"+{rule(words)}" for words in commands)])
+
+
+def key_templates(plugins: Iterable[Plugin], prefix: str) -> list[str]:
+    """Names of keys that the configuration chose for itself, with `{id}` in them, that are not below the prefix."""
+    values = [
+        value.replace("{prefix}", prefix)
+        for plugin in plugins
+        for value in (dict(plugin.config).values() if plugin.config is not None else ())
+        if isinstance(value, str) and value.count("{id}") == 1
+    ]
+    return sorted({value for value in values if not value.startswith(f"{prefix}:")})
+
+
+def _modules(plugins: Iterable[Plugin]) -> list[ModuleType]:
+    """The modules a plugin is made of: its class' own, its bases', and those of their packages."""
+    names: set[str] = set()
+    for plugin in plugins:
+        for one in type(plugin).__mro__:
+            if issubclass(one, Plugin) and one is not Plugin:
+                package = getattr(sys.modules.get(one.__module__), "__package__", "") or ""
+                names.add(one.__module__ if package in ("", BUILT_IN) else package)
+    return [
+        module
+        for name, module in sorted(sys.modules.items())
+        if module is not None and any(name == one or name.startswith(f"{one}.") for one in names)
+    ]
+
+
+def _asked(module: ModuleType) -> Iterator[Words]:
+    """The commands that stand in a module's questions."""
+    try:
+        tree = ast.parse(inspect.getsource(module))
+    except (OSError, TypeError, SyntaxError):  # no source: it is not told
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called, first = node.func, node.args[0].value
+            name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+            if name in ASKS and isinstance(first, str) and first.isalpha() and first.isupper():
+                yield (first.lower(),)
