@@ -72,7 +72,8 @@ class Exchange:
         """The fields to ask with."""
         fields = known.fields()
         if known.part is None:
-            return validators(fields)
+            # What an error was tagged with is nothing that the present answer can be.
+            return validators(fields) if known.status == 200 else {}
         rest, etag, complete = missing(known.part), fields.get("ETag", ""), known.part[2]
         useful = rest is not None and is_strong(etag) and (complete or 0) <= self._limit
         return {"Range": rest, "If-Range": etag} if rest is not None and useful else {}

@@ -160,7 +160,7 @@ class Errand:
         mine = self._visit.whose(request)
         if not mine:
             made: Plan | str = "identity"
-        elif not failed and not self._turn(fields):
+        elif not failed and not self._turn(fields, known):
             made = "not-for-all"
         else:
             standing = dict(zip(names, generations, strict=True))
@@ -230,12 +230,18 @@ class Errand:
         """
         return await self._exchange.whole(known)
 
-    def _turn(self, fields: CIMultiDict[str]) -> bool:
-        """Turn to where an answer like this belongs; False where it cannot be kept, as nobody looked there before."""
+    def _turn(self, fields: CIMultiDict[str], known: Entry | None) -> bool:
+        """Turn to where an answer like this belongs; False where it cannot be kept, as nobody looked there before.
+
+        Args:
+            known: what was stored.
+        """
         visit, request, targets = self._visit, self._request, self._fetcher.lookup.targets
         common = visit.target.common
         if common is None or visit.at_common == is_common(fields, self._fetcher.rules):
             return True
+        if known is not None and not known.common and self._exchange.status in (206, 304):
+            return True  # it is made of what was one client's own, which stays his
         if visit.at_common:
             targets.forget(request, visit.target)
             return False
@@ -334,7 +340,8 @@ class Errand:
         """
         now, visit = self._fetcher.clock(), self._visit
         kept = visit.stale
-        if response.status >= 400 or visit.at_common or (kept is not None and now < kept.plan.expires):
+        spared = kept is not None and response.status != 200 and now < kept.plan.error_until
+        if response.status >= 400 or visit.at_common or spared or (kept is not None and now < kept.plan.expires):
             self._store.release(self.place, owner, nothing=True)
         else:
             try:

@@ -33,6 +33,7 @@ class Visit:
         "number",
         "place",
         "request",
+        "retried",
         "stale",
         "target",
         "who",
@@ -52,6 +53,8 @@ class Visit:
         self.place: Place = target.address
         """Where the answer itself lies, as far as it is known."""
         self.index: Index | None = None
+        self.retried = False
+        """It has waited for a fetch that failed."""
         self.stale: Entry | None = None
         """What can be served if fetching fails."""
 

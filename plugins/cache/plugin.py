@@ -21,7 +21,7 @@ from gateway.plugin import (
     Request,
     Response,
 )
-from plugins.cache.answers import hit, mark
+from plugins.cache.answers import hit, mark, not_stored
 from plugins.cache.compress import restore_etags
 from plugins.cache.config import CacheConfig
 from plugins.cache.entry import Entry
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("gateway.cache")
 
+# The upstream may have done what it was asked for before it failed.
+UNKNOWN: Final = frozenset({502, 504})
 REPORT_SECONDS: Final = 1.0
 RENEW_SECONDS: Final = 600.0
 
@@ -185,6 +187,8 @@ class Cache(Plugin):
     async def _bypass(self, target: Target, request: Request, call_next: Handler) -> Response:
         if self._purging.takes(request):
             return await self._purging.answer(request)
+        if "only-if-cached" in target.facts.asked and request.method in ("GET", "HEAD"):
+            return not_stored()
         changing = target.unsafe
         if changing and self.config.compress_over:
             restore_etags(request)
@@ -198,7 +202,9 @@ class Cache(Plugin):
         if request.upgrade is None:
             assert target.bypass is not None
             mark(response, PASS, target.bypass)
-        if changing and response.status < 400:
+        if changing and response.status in UNKNOWN:
+            self._store.purge_later(*self._changed(request, [(request.host, request.target)]))
+        elif changing and response.status < 400:
             # RFC 9111, section 4.4: whoever changed something sees the change.
             try:
                 await self._store.purge(*self._changed(request, changed_urls(request, response)))

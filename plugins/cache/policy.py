@@ -211,6 +211,9 @@ def plan(
         strict=always or not STRICT.isdisjoint(directives),
         vary=vary,
     )
+    if made.expires <= received and made.stale_until <= received:
+        # It is over before anybody could use it: see `never_fresh`.
+        made = replace(made, refresh_from=born, expires=born)
     if found is None or made.ends <= received:
         return "no-cache" if always else "not-fresh"
     return made

@@ -12,7 +12,7 @@ from plugins.cache.compress import represented
 from plugins.cache.config import CacheConfig
 from plugins.cache.early import due
 from plugins.cache.entry import Entry, Uncacheable
-from plugins.cache.fetch import Errand, Fetcher
+from plugins.cache.fetch import UNCACHEABLE_SECONDS, Errand, Fetcher
 from plugins.cache.fitting import has
 from plugins.cache.head import HeadErrand
 from plugins.cache.lookup import Visit
@@ -21,6 +21,7 @@ from plugins.cache.stampede import Flights
 
 # A flight may end with "look again"; after so many times the request goes to the upstream.
 MAX_LOOKS: Final = 3
+RETRY_SECONDS: Final = 1.0
 OUTCOMES: Final = {policy.FRESH: HIT, policy.STALE: STALE}
 FORWARDED: Final = {policy.RELOAD: "fwd=request", policy.EXPIRED: "fwd=stale"}
 
@@ -61,7 +62,11 @@ class Serving:
             if isinstance(found, Uncacheable):
                 if "only-if-cached" in visit.facts.asked:
                     return not_stored()
-                return await self._forward(request, call_next, f"{why}; detail=not-cacheable")
+                why = f"{why}; detail=not-cacheable"
+                if self._clock() < found.until - UNCACHEABLE_SECONDS + RETRY_SECONDS:
+                    return await self._forward(request, call_next, why)
+                # One client's answer may not have been everybody's: nobody waits, but it is tried again.
+                return await self._alone(visit, request, call_next, why)
             if found is not None:
                 now = self._clock()
                 verdict = policy.judge(found.plan, visit.facts.asked, now)
@@ -109,6 +114,10 @@ class Serving:
             if waited is None:
                 return await self._late(visit, request, call_next, why)
             landing = waited
+            if landing.failed and not visit.retried:
+                # It may have been that one request's fault: those who wait try once more, together.
+                visit.retried = True
+                return None
             if landing.entry is not None and not await self._fits(landing, visit, request):
                 return None
         if landing.how == stampede.AGAIN:
@@ -124,6 +133,8 @@ class Serving:
     async def _fits(self, landing: stampede.Landing, visit: Visit, request: Request) -> bool:
         """Whether what another request has fetched is an answer to this one, and was not purged meanwhile."""
         entry = landing.entry
+        if visit.at_common and entry is not None and not entry.common:
+            return False
         place = visit.place
         if landing.place.digest != place.digest:
             place = self._lookup.place_of(visit, request, landing.names, request.changes)
@@ -166,8 +177,9 @@ class Serving:
         status = landing.status or response.status
         detail = f"{why}; fwd-status={status}{'; ' if landing.detail else ''}{landing.detail}"
         if entry is not None and visit.facts.conditions and response.status == 200:
-            return served(entry, visit.facts, self._clock(), MISS, detail)
-        response = mark(tailored(response, visit.facts), MISS, detail)
+            response = served(entry, visit.facts, self._clock(), MISS, detail)
+        else:
+            response = mark(tailored(response, visit.facts), MISS, detail)
         if status == 304:
             response.set("X-Cache", "REVALIDATED")
         return response

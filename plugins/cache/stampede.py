@@ -79,6 +79,13 @@ class Landing:
     def __repr__(self) -> str:
         return f"<Landing {self.how} {self.entry}>"
 
+    @property
+    def failed(self) -> bool:
+        """The answer is an error that is not to be stored."""
+        return (
+            self.how == FETCHED and self.entry is not None and self.entry.status >= 500 and self.entry.plan.never_fresh
+        )
+
 
 Answer = Callable[[Landing], None]
 
