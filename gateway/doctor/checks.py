@@ -292,7 +292,7 @@ def endless(sample: Sample) -> Finding:
     check, looked = "keys without TTL", _looked(sample)
     if not sample.without_ttl:
         return Finding(check, Level.OK, f"none {looked}")
-    names = ", ".join(printable(shown(name)) for name in sample.named)
+    names = ", ".join(dict.fromkeys(printable(shown(name)) for name in sample.named))
     more = ", ..." if sample.without_ttl > len(sample.named) else ""
     hint = f"{names}{more}: the gateway writes none, so see which application does, and EXPIRE them"
     return Finding(check, Level.WARNING, f"{sample.without_ttl:,} {looked}", hint)
@@ -305,7 +305,9 @@ def biggest(sample: Sample) -> Finding:
         return Finding(check, Level.UNKNOWN, "the user may not look", "grant +memory|usage to the user of this command")
     if not sample.biggest:
         return Finding(check, Level.OK, f"none {_looked(sample)}")
-    names = ", ".join(f"{printable(shown(name))} {size(count)}" for count, name in sample.biggest)
+    # Cut names may be the same: the biggest of them stands for all.
+    named = {printable(shown(name)): count for count, name in reversed(sample.biggest)}
+    names = ", ".join(f"{name} {size(count)}" for name, count in reversed(named.items()))
     if sample.biggest[0][0] >= BIG:
         hint = "everybody waits while one is read: lower max_body of what stores it, or see which application wrote it"
         return Finding(check, Level.WARNING, names, hint)
