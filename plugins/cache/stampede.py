@@ -81,10 +81,8 @@ class Landing:
 
     @property
     def failed(self) -> bool:
-        """The answer is an error that is not to be stored."""
-        return (
-            self.how == FETCHED and self.entry is not None and self.entry.status >= 500 and self.entry.plan.never_fresh
-        )
+        """The answer is an error of the upstream that is not to be stored."""
+        return self.how == FETCHED and self.status >= 500 and self.entry is not None and self.entry.plan.never_fresh
 
 
 Answer = Callable[[Landing], None]

@@ -145,20 +145,6 @@ async def test_one_clients_error_is_not_for_all_who_wait(
     assert upstream.count("/a") == 2
 
 
-async def test_an_upstream_that_fails_is_not_asked_by_all_who_wait(
-    gateway: StartGateway, upstream: UpstreamServer, ask: Client
-) -> None:
-    async def answer(request: web.Request) -> web.Response:
-        await asyncio.sleep(0.2)
-        return web.Response(status=500)
-
-    upstream.answer("/a", answer)
-    node = await gateway(CACHE)
-    got = await asyncio.gather(*[ask(node) for _ in range(20)])
-    assert {answer.status for answer in got} == {500}
-    assert upstream.count("/a") == 2
-
-
 @pytest.mark.parametrize("nodes", [1, 2])
 async def test_who_waits_with_credentials_does_not_get_what_nobody_in_particular_was_told(
     gateway: StartGateway, upstream: UpstreamServer, ask: Client, clock: Clock, nodes: int

@@ -245,8 +245,8 @@ async def test_an_error_is_told_to_all_who_waited_for_it(
     node = await gateway(CACHE)
     got = await asyncio.gather(*[ask(node) for _ in range(20)])
     assert [answer.status for answer in got] == [500] * 20
-    assert upstream.count("/a") == 1
-    assert (await ask(node)).body == b"/a 2"
+    assert upstream.count("/a") == 2, "once more, as the first may have been the one request's fault"
+    assert (await ask(node)).body == b"/a 3"
 
 
 async def test_an_upstream_that_is_away_is_asked_once_and_never_kept(
