@@ -3,6 +3,8 @@
 #               against another server: make test TEST_REDIS_SERVER=/usr/bin/redis-server
 # make lint     style; make types: types; make coverage: what the tests reach
 # make bench    what a request costs (about ten minutes; needs wrk); some of it: make bench BENCH="--only pass --seconds 1"
+# make chaos    what clients notice while Redis is killed, stopped, moved, ... (about five minutes); some of it:
+#               make chaos CHAOS="--only sentinel,killed"
 # make lock     new requirements*.lock from pyproject.toml
 # make clean    remove what was made here
 
@@ -10,6 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TESTS ?=
 BENCH ?=
+CHAOS ?=
 export TEST_REDIS_SERVER
 
 # The first Python on the path that is new enough; another one: make run PYTHON=/path/to/python
@@ -18,7 +21,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test lint types coverage bench lock clean
+.PHONY: run test lint types coverage bench chaos lock clean
 
 run: $(VENV)/.installed
 ifdef UPSTREAM
@@ -43,6 +46,9 @@ coverage: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	@$(BIN)/python -m bench $(BENCH)
+
+chaos: $(VENV)/.installed
+	@$(BIN)/python -m tests.chaos $(CHAOS)
 
 $(VENV)/.made:
 	@test -n '$(PYTHON)' || { echo 'Python 3.11 or newer is needed; name one with PYTHON=/path/to/python' >&2; exit 1; }

@@ -1,0 +1,147 @@
+"""What the answers say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tests.chaos.load import LIMIT, MAX_AGE, PERIOD, Sample
+
+# `Age` counts whole seconds, so an answer may be one older than its lifetime.
+AGE_GRAIN = 1.0
+OWNED = ("page", "open", "change")
+
+
+@dataclass
+class Marks:
+    """When what happened, by `time.monotonic`.
+
+    Attributes:
+        broken: it began.
+        repaired: from then on Redis could be asked again, by whoever asks the right one.
+        forgot: since then Redis knows nothing of what it was told before; None if it forgot nothing.
+        health: what each node said of itself, and when: (time, node, ok).
+    """
+
+    broken: float = 0.0
+    repaired: float = 0.0
+    forgot: float | None = None
+    health: list[tuple[float, int, bool]] = field(default_factory=list)
+
+
+@dataclass
+class Findings:
+    """One line of the table. Times are in seconds.
+
+    Attributes:
+        open_5xx: on routes with nothing that must refuse; includes requests without an answer.
+        strict_5xx: on routes with a session or the blacklist, which refuse by default while they cannot ask.
+        blamed: 401, 403 and 429 for those who had done nothing.
+        slowest, p99: from the fault on.
+        overshoot: most requests beyond the limit within any of its periods.
+        foreign: answers made for somebody else.
+        overaged: answers from a cache beyond their lifetime.
+        old_version: for how long after it was told of a change a client still got what had been before.
+        revoked_accepted: for how long after Redis had acknowledged a revocation a node still let the token in.
+        normal_after: from the repair until both nodes were well and answers as before.
+        hits: answers from the cache before the fault: that there is one.
+        lag: by how much the load itself was late at worst.
+        worst: the requests that some of these come from.
+        log: what the nodes wrote.
+    """
+
+    requests: int = 0
+    open_5xx: int = 0
+    strict_5xx: int = 0
+    blamed: int = 0
+    slowest: float = 0.0
+    p99: float = 0.0
+    overshoot: int = 0
+    foreign: int = 0
+    overaged: int = 0
+    old_version: float = 0.0
+    revoked_accepted: float = 0.0
+    normal_after: float = 0.0
+    hits: int = 0
+    revocations: int = 0
+    lag: float = 0.0
+    slowest_by_kind: dict[str, float] = field(default_factory=dict)
+    worst: dict[str, str] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+
+
+def find(
+    samples: Sequence[Sample], revoked: Mapping[str, float], changed: Mapping[str, Sequence[float]], marks: Marks
+) -> Findings:
+    """The line of the table; what the load process knows itself (`lag`, `log`) is left out."""
+    done = [sample for sample in samples if sample.status or sample.error]
+    after = sorted((sample for sample in done if sample.sent >= marks.broken), key=lambda sample: sample.took)
+    failed = [sample for sample in done if sample.status >= 500 or sample.error]
+    blamed = [sample for sample in done if _blamed(sample, revoked)]
+    owned = [sample for sample in done if sample.kind in OWNED and sample.status == 200]
+    found = Findings(
+        requests=len(done),
+        open_5xx=sum(1 for sample in failed if not _strict(sample)),
+        strict_5xx=sum(1 for sample in failed if _strict(sample)),
+        blamed=len(blamed),
+        slowest=after[-1].took if after else 0.0,
+        slowest_by_kind={sample.kind: round(sample.took, 3) for sample in after},
+        p99=after[int(len(after) * 0.99)].took if after else 0.0,
+        overshoot=overshoot([sample for sample in done if sample.kind == "limited"]),
+        foreign=sum(1 for sample in owned if sample.owner != sample.who),
+        overaged=sum(1 for sample in owned if sample.age > MAX_AGE + AGE_GRAIN),
+        revocations=len(revoked),
+        hits=sum(1 for sample in done if sample.cache == "HIT" and sample.sent < marks.broken),
+    )
+    answered = [sample for sample in done if sample.status == 200]
+    old = max(answered, key=lambda sample: _outdated(sample, changed), default=None)
+    late = max(answered, key=lambda sample: _too_late(sample, revoked, marks), default=None)
+    if old is not None and late is not None:
+        found.old_version = _outdated(old, changed)
+        found.revoked_accepted = _too_late(late, revoked, marks)
+        found.worst = {"slowest": str(after[-1]), "old version": str(old), "revoked": str(late)} if after else {}
+    wrong = [sample.sent + sample.took for sample in (*failed, *blamed)]
+    unwell = [moment for moment, _, ok in marks.health if not ok]
+    found.normal_after = max([0.0, *[moment - marks.repaired for moment in (*wrong, *unwell)]])
+    return found
+
+
+def overshoot(samples: Sequence[Sample], limit: int = LIMIT, period: float = PERIOD) -> int:
+    """How many more requests than the limit were surely allowed within one period.
+
+    Where between its sending and its answer a request was counted nobody knows: it is in a period if both are.
+    """
+    allowed = sorted((sample for sample in samples if sample.status == 200), key=lambda sample: sample.sent)
+    most = 0
+    for first, sample in enumerate(allowed):
+        end = sample.sent + period
+        most = max(most, sum(1 for other in allowed[first:] if other.sent + other.took < end))
+    return max(0, most - limit)
+
+
+def _strict(sample: Sample) -> bool:
+    return sample.kind == "token" or sample.who[0] == "u"
+
+
+def _blamed(sample: Sample, revoked: Mapping[str, float]) -> bool:
+    if sample.status not in (400, 401, 403, 429) or sample.kind == "limited":
+        return False
+    # While the revocation is on its way to Redis, both answers are right.
+    return sample.kind != "token" or sample.who not in revoked
+
+
+def _outdated(sample: Sample, changed: Mapping[str, Sequence[float]]) -> float:
+    """For how long the client had been told of something newer when it asked."""
+    if sample.kind not in ("page", "open") or sample.version >= sample.known:
+        return 0.0
+    return sample.sent - changed[sample.who][sample.version]
+
+
+def _too_late(sample: Sample, revoked: Mapping[str, float], marks: Marks) -> float:
+    """For how long the token had been revoked when it was let in."""
+    if sample.kind != "token" or sample.status != 200 or sample.who not in revoked:
+        return 0.0
+    since = revoked[sample.who]
+    if marks.forgot is not None and since < marks.forgot <= sample.sent:
+        return 0.0  # Redis does not know of it any more
+    return max(0.0, sample.sent - since)

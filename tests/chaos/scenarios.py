@@ -1,0 +1,284 @@
+"""What happens to Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from tests.chaos.findings import Findings
+from tests.chaos.stage import Act, Pace, Stage, Topology, play
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A line of the table."""
+
+    topology: Topology
+    name: str
+    act: Act
+    absent_at_start: bool = False
+
+    @property
+    def title(self) -> str:
+        return f"{self.topology}: {self.name}"
+
+    async def run(self, pace: Pace) -> Findings:
+        """
+        Raises:
+            Unsupported: the gateway has no such topology (yet).
+        """
+        return await play(self.topology, self.act, pace, absent_at_start=self.absent_at_start)
+
+
+SCENARIOS: list[Scenario] = []
+
+
+def scenario(topology: Topology, name: str, **options: Any) -> Callable[[Act], Act]:
+    def register(act: Act) -> Act:
+        SCENARIOS.append(Scenario(topology, name, act, **options))
+        return act
+
+    return register
+
+
+def named(topology: Topology, name: str) -> Scenario:
+    """
+    Raises:
+        LookupError: there is none.
+    """
+    for one in SCENARIOS:
+        if (one.topology, one.name) == (topology, name):
+            return one
+    raise LookupError(f"{topology}: {name}")
+
+
+# -- one server ------------------------------------------------------------------------------------
+
+
+@scenario("single", "nothing")
+async def nothing(stage: Stage) -> None:
+    await stage.hold()
+
+
+@scenario("single", "not there at the start", absent_at_start=True)
+async def absent(stage: Stage) -> None:
+    await stage.relay.start()
+    stage.repaired()
+
+
+@scenario("single", "killed, back with its data")
+async def killed(stage: Stage) -> None:
+    stage.server.kill()
+    await stage.hold()
+    await asyncio.to_thread(stage.server.start)
+    stage.repaired()
+
+
+@scenario("single", "restarted empty")
+async def restarted_empty(stage: Stage) -> None:
+    async with stage.forgetting():
+        stage.server.kill()
+        # Not from its file: this one's arguments name another.
+        stage.server.arguments = ()
+        await asyncio.to_thread(stage.server.start)
+    stage.repaired()
+
+
+@scenario("single", "stopped (SIGSTOP)")
+async def stopped(stage: Stage) -> None:
+    stage.server.pause()
+    await stage.hold()
+    stage.server.resume()
+    stage.repaired()
+
+
+@scenario("single", "partition: nothing arrives")
+async def partition(stage: Stage) -> None:
+    stage.relay.partition()
+    await stage.hold()
+    stage.relay.heal()
+    stage.repaired()
+
+
+@scenario("single", "half-open: answers do not arrive")
+async def half_open(stage: Stage) -> None:
+    stage.relay.stall()
+    await stage.hold()
+    stage.relay.heal()
+    stage.repaired()
+
+
+@scenario("single", "connections cut, in the middle of a reply")
+async def cut(stage: Stage) -> None:
+    stage.relay.cut_after(100)
+
+
+@scenario("single", "flapping: refused and back, three times")
+async def flapping(stage: Stage) -> None:
+    for _ in range(3):
+        stage.relay.refuse()
+        await asyncio.sleep(stage.pace.hold / 6)
+        await stage.relay.start()
+        stage.repaired()
+        await asyncio.sleep(stage.pace.hold / 6)
+
+
+async def delayed(stage: Stage, seconds: float) -> None:
+    stage.relay.delay = seconds
+    await stage.hold()
+    stage.relay.heal()
+    stage.repaired()
+
+
+@scenario("single", "replies 10 ms late")
+async def late_10(stage: Stage) -> None:
+    await delayed(stage, 0.01)
+
+
+@scenario("single", "replies 100 ms late")
+async def late_100(stage: Stage) -> None:
+    await delayed(stage, 0.1)
+
+
+@scenario("single", "replies 1 s late")
+async def late_1000(stage: Stage) -> None:
+    await delayed(stage, 1.0)
+
+
+@scenario("single", "FLUSHALL")
+async def flushall(stage: Stage) -> None:
+    async with stage.forgetting():
+        await stage.server.ask("FLUSHALL")
+
+
+@scenario("single", "SCRIPT FLUSH")
+async def script_flush(stage: Stage) -> None:
+    await stage.server.ask("SCRIPT FLUSH")
+
+
+@scenario("single", "CLIENT KILL of all links")
+async def client_kill(stage: Stage) -> None:
+    for identity, server in await stage.gateways():
+        with contextlib.suppress(RedisError):  # it has gone already
+            await server.ask("CLIENT KILL", "ID", identity)
+
+
+@scenario("single", "maxmemory reached (noeviction)")
+async def maxmemory(stage: Stage) -> None:
+    await stage.server.ask("CONFIG SET", "maxmemory", "1mb", "maxmemory-policy", "noeviction")
+    await stage.hold()
+    await stage.server.ask("CONFIG SET", "maxmemory", "0")
+    stage.repaired()
+
+
+# -- Sentinel --------------------------------------------------------------------------------------
+
+
+@scenario("sentinel", "nothing")
+async def sentinel_nothing(stage: Stage) -> None:
+    await stage.hold()
+
+
+@scenario("sentinel", "primary killed, the old one back as a replica")
+async def sentinel_killed(stage: Stage) -> None:
+    old = await stage.sentinel.current()
+    async with stage.replicated():
+        old.kill()
+    await stage.sentinel.failed_over(old)
+    stage.repaired()
+    await asyncio.to_thread(old.start)
+
+
+@scenario("sentinel", "primary stopped (SIGSTOP), then back as a replica")
+async def sentinel_stopped(stage: Stage) -> None:
+    old = await stage.sentinel.current()
+    async with stage.replicated():
+        old.pause()
+    await stage.sentinel.failed_over(old)
+    stage.repaired()
+    await stage.hold()
+    old.resume()
+
+
+@scenario("sentinel", "failover in order (SENTINEL FAILOVER)")
+async def sentinel_failover(stage: Stage) -> None:
+    old = await stage.sentinel.current()
+    async with stage.replicated():
+        await stage.sentinel.fail_over()
+    await stage.sentinel.failed_over(old)
+    stage.repaired()
+
+
+@scenario("sentinel", "all Sentinels killed")
+async def sentinels_killed(stage: Stage) -> None:
+    for sentinel in stage.sentinel.sentinels:
+        sentinel.kill()
+    await stage.hold()
+
+
+# -- cluster ---------------------------------------------------------------------------------------
+
+
+@scenario("cluster", "nothing")
+async def cluster_nothing(stage: Stage) -> None:
+    await stage.hold()
+
+
+@scenario("cluster", "primary killed, the old one back as a replica")
+async def cluster_killed(stage: Stage) -> None:
+    old = await stage.cluster.home(await busy_key(stage))
+    async with stage.replicated():
+        old.kill()
+    await stage.cluster.failed_over(old)
+    stage.repaired()
+    await asyncio.to_thread(old.start)
+
+
+@scenario("cluster", "primary stopped (SIGSTOP), then back as a replica")
+async def cluster_stopped(stage: Stage) -> None:
+    old = await stage.cluster.home(await busy_key(stage))
+    async with stage.replicated():
+        old.pause()
+    await stage.cluster.failed_over(old)
+    stage.repaired()
+    await stage.hold()
+    old.resume()
+
+
+@scenario("cluster", "replica promoted (CLUSTER FAILOVER)")
+async def cluster_promoted(stage: Stage) -> None:
+    primary = await stage.cluster.home(await busy_key(stage))
+    await stage.cluster.promote(await stage.cluster.replica_of(primary))
+    stage.repaired()
+
+
+@scenario("cluster", "slots of busy keys moved, key by key")
+async def cluster_resharded(stage: Stage) -> None:
+    """Those of the limited client, of some sessions, of the blacklist: each stays half moved for a while."""
+    keys = [key for primary in await stage.cluster.primaries() for key in await primary.ask("KEYS", "gateway:*")]
+    chosen = [key for kind in (":rate:", ":session:", ":token:", ":cache:") for key in keys if kind in key][:8]
+    slots = list(dict.fromkeys([stage.cluster.slot(await busy_key(stage)), *map(stage.cluster.slot, chosen)]))
+    for slot in slots:
+        migration = await stage.cluster.migrate(slot)
+        names = await migration.keys()
+        await migration.move(*names[: len(names) // 2 + 1])
+        await asyncio.sleep(stage.pace.hold / 10)
+        await migration.finish()
+    stage.repaired()
+
+
+# -- inside ----------------------------------------------------------------------------------------
+
+
+async def busy_key(stage: Stage) -> str:
+    """The key of the limit that is asked for some 50 times a second."""
+    for primary in await stage.cluster.primaries():
+        for key in await primary.ask("KEYS", "gateway:rate:*"):
+            if "{limit|" in key:
+                return str(key)
+    raise LookupError("no limit has been counted")
