@@ -3,7 +3,8 @@
 rules
 1. The order of replies and pushes on the wire is the mirror's proof of truth: nothing here reorders them.
 2. An asker that gives up keeps its place: its reply is still taken off the queue, and dropped.
-3. A link is up or down. Down, every ask fails at once; up, every ask ends within `timeout`.
+3. A link is up or down. Down, every ask fails at once; up, every ask ends within `timeout`. Once one has not, it is
+   stalled: asks fail at once, until a PING is answered in time.
 4. Losing the connection fails all that is in flight and tells the owner, before anything new is asked.
 5. Nothing is asked before the handshake (RESP3, AUTH, tracking, scripts) is over.
 6. Never on a link: blocking commands, SUBSCRIBE, WATCH, SELECT, MULTI.
@@ -24,7 +25,7 @@ import hiredis
 from redis.asyncio.connection import parse_url
 from redis.exceptions import RedisError as ClientError
 
-from gateway.store.answer import RedisDown, RedisError, RedisTimeout, Reply
+from gateway.store.answer import Answer, RedisDown, RedisError, RedisTimeout, Reply
 from gateway.store.script import Script
 
 logger = logging.getLogger("gateway.redis")
@@ -37,6 +38,8 @@ NOT_COMPLETE: Final = object()
 pack: Final = cast(Callable[[tuple[Any, ...]], bytes], hiredis.pack_command)
 # The first command of the handshake may wait for a server that is still loading its data.
 CONNECT_SECONDS: Final = 5.0
+# A Redis that is now slow, now not, is not told of each time.
+COMPLAINT_PAUSE_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,8 @@ class Link:
         self.options = options
         self.name = name
         self.up = False
+        self.stalled = False
+        """It is up, but a reply has not come within `timeout`, nor has one to a PING since."""
         self.why_down = "not connected yet"
         self.server_version = ""
         self.connects = 0
@@ -80,7 +85,8 @@ class Link:
         self.commands = 0
         self.timeouts = 0
         self.scripts: dict[bytes, Script] = {}
-        self._max_queue = options.max_queue
+        self._room = options.max_queue
+        self._complained = -COMPLAINT_PAUSE_SECONDS
         self._on_push = on_push
         self._on_state = on_state
         # per connection
@@ -106,13 +112,18 @@ class Link:
 
     @property
     def open(self) -> bool:
-        """Whether commands can be put: it is up, and its queue has room."""
-        return self.up and len(self._waiting) < self._max_queue
+        """Whether commands can be put: it is up, answers in time, and its queue has room."""
+        return self.up and len(self._waiting) < self._room
 
     @property
     def waiting(self) -> int:
         """How many replies are outstanding."""
         return len(self._waiting)
+
+    @property
+    def heard(self) -> float:
+        """When the server has last said something, by the loop's clock."""
+        return self._heard
 
     def put(self, packed: bytes, entry: Reply | None) -> None:
         """Queue one packed command; the caller has looked at `open`, and calls `flush` this tick."""
@@ -176,6 +187,7 @@ class Link:
         """Fails all that waits; only then does the owner hear of it."""
         was_up, self.up = self.up, False
         self.why_down = why
+        self._set_stalled(False)
         self._transport = None
         waiting = list(self._waiting)
         self._waiting.clear()
@@ -300,10 +312,43 @@ class Link:
         late = 0
         while batches and batches[0][1] + timeout <= now:
             late = batches.popleft()[0]
-        for entry in list(self._waiting)[: max(0, late - replied)] if late else ():
+        expired = list(self._waiting)[: max(0, late - replied)] if late else []
+        if expired and not self.stalled:
+            self._set_stalled(True)
+            self._probe()
+        for entry in expired:
             if entry is not None and entry.fail(RedisTimeout(f"no reply from Redis within {timeout * 1000:.0f} ms")):
                 self.timeouts += 1
         self._timer = self._loop.call_at(batches[0][1] + timeout, self._expire) if batches else None
+
+    # -- a server that is slow or has stopped ------------------------------------------------------
+
+    def _set_stalled(self, stalled: bool) -> None:
+        if stalled == self.stalled:
+            return
+        self.stalled = stalled
+        self._room = 0 if stalled else self.options.max_queue
+        now = self._loop.time()
+        if stalled and now - self._complained >= COMPLAINT_PAUSE_SECONDS:
+            self._complained = now
+            milliseconds = self.options.timeout * 1000
+            logger.warning(
+                "redis: link %s does not answer within %.0f ms; nobody waits until it does", self.name, milliseconds
+            )
+
+    def _probe(self) -> None:
+        """Ask whether it answers in time again: one PING after the other, each of which waits for `timeout`."""
+        if self.up and self.stalled:
+            probe = Reply()
+            probe.then(self._probed)
+            self.put(pack(("PING",)), probe)
+            self.flush()
+
+    def _probed(self, answer: Answer) -> None:
+        if answer.error is None:
+            self._set_stalled(False)
+        else:
+            self._probe()
 
 
 class _Wire(asyncio.Protocol):

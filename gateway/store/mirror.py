@@ -5,7 +5,8 @@ A read is sent with `CLIENT CACHING YES` before it, so Redis remembers that this
 when the key is absent) and pushes its name when it changes, expires or is evicted. Reply and push come in
 order on one connection, so: keep what was read, drop what is pushed. A value is only ever put here from a
 reply to a read, never from our own write: Redis does not track what we wrote.
-A lost connection may have lost pushes: everything is dropped.
+A lost connection may have lost pushes: everything is dropped. What was there then can still be looked at by who asks
+for just that (`lost`), until the connection is back or its room is needed.
 
 What goes when the bound is reached, S3-FIFO decides (Yang et al., "FIFO queues are all you need for cache
 eviction", SOSP 2023). A new key is on trial in the small queue. If it leaves that one having been read `PROVEN`
@@ -50,6 +51,8 @@ MAX_STEPS: Final = 500
 MERCY: Final = 100
 # To free 100,000 entries takes 50 ms: after `clear` each put frees a few.
 FREED_AT_ONCE: Final = 16
+# A worker has few connections: what was mirrored is lost with the first.
+MAX_LOST: Final = 16
 
 
 class _Kept(Known):
@@ -120,6 +123,8 @@ class Mirror:
         # What `clear` left to be freed. It is there still, so it counts against the bound.
         self._cleared: list[dict[bytes, _Kept]] = []
         self._cleared_bytes = 0
+        # Of these, what was there when a connection was lost, and when Redis had last said something.
+        self._lost: list[tuple[dict[bytes, _Kept], float]] = []
         self._watchers: dict[bytes, list[asyncio.Future[None]]] = {}
 
     def __repr__(self) -> str:
@@ -177,6 +182,37 @@ class Mirror:
 
     def clear(self) -> None:
         """Forget everything, and wake all who watch: they must look again."""
+        self._lost.clear()
+        self._empty()
+
+    def lose(self, at: float) -> None:
+        """`clear`, but what was there can be looked at by `lost`.
+
+        Args:
+            at: when Redis has said something for the last time.
+        """
+        if self._entries and len(self._lost) < MAX_LOST:
+            self._lost.append((self._entries, at))
+        self._empty()
+
+    def lost(self, key: bytes, since: float) -> Any:
+        """What was kept of a key when a connection was lost, if that was after `since`; None where that was nothing."""
+        for entries, at in self._lost:
+            entry = entries.get(key)
+            if entry is not None and at >= since:
+                return entry.value
+        return None
+
+    def forget(self, key: bytes) -> None:
+        """`drop`, also from what `lost` tells."""
+        self.drop(key)
+        for entries, _ in self._lost:
+            entry = entries.pop(key, None)
+            if entry is not None:
+                entry.unlink()
+                self._cleared_bytes -= entry.size
+
+    def _empty(self) -> None:
         self.invalidations += 1
         if self._entries:
             self._cleared.append(self._entries)
@@ -259,9 +295,10 @@ class Mirror:
         """Let go of a few entries that `clear` has taken away."""
         for _ in range(count):
             left = self._cleared[-1]
-            _, entry = left.popitem()
-            entry.unlink()
-            self._cleared_bytes -= entry.size
+            if left:
+                _, entry = left.popitem()
+                entry.unlink()
+                self._cleared_bytes -= entry.size
             if not left:
                 self._cleared.pop()
                 if not self._cleared:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import hiredis
 
-from gateway.store.answer import Answer, Down, RedisDown, Reply
+from gateway.store.answer import Answer, Down, RedisDown, RedisTimeout, Reply
 from gateway.store.link import Link, LinkOptions, pack
 from gateway.store.mirror import Mirror
 from gateway.store.script import Script
@@ -225,6 +225,16 @@ class Redis:
             self.mirror.drop(_key(command[1]))
         self._send(link, pack(command), None)
 
+    def last_known(self, key: Part, seconds: float = float("inf")) -> Any:
+        """While the connection is lost: what was mirrored of a key then, unless Redis has been silent for so many
+        seconds; else None. It may have changed since, and nobody has told: for who has chosen to live with that.
+        """
+        return self.mirror.lost(_key(key), self._loop.time() - seconds)
+
+    def forget(self, key: Part) -> None:
+        """Answer for a key only once it was read again, by `last_known` too."""
+        self.mirror.forget(_key(key))
+
     def changed(self, key: Part) -> asyncio.Future[None]:
         """A future that is done once Redis withdraws a key that was read, or the link is lost; cancel it after use."""
         return self.mirror.watch(_key(key))
@@ -250,10 +260,15 @@ class Redis:
 
     def _on_state(self, up: bool) -> None:
         # Pushes may have been missed on the way: what was read before is not trusted any more.
-        self.mirror.clear()
+        if self.up:
+            self.mirror.clear()
+        else:
+            self.mirror.lose(min([link.heard for link in self.links if not link.up]))
 
     @staticmethod
     def _why(link: Link) -> RedisDown:
+        if link.stalled:
+            return RedisTimeout(f"Redis does not answer within {link.options.timeout * 1000:.0f} ms")
         if link.up:
             return RedisDown(f"the queue to Redis is full ({link.waiting} commands)")
         return RedisDown(f"Redis is down: {link.why_down}")
