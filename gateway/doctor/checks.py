@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -16,7 +17,7 @@ from gateway.store.redis import shown
 from gateway.store.url import Kind
 
 MIB: Final = 1 << 20
-LINKS: Final = 2
+LINKS_PER_WORKER: Final = 2
 """Connections of a worker to each server: one for decisions and one for bodies."""
 RELOAD: Final = 2
 """While a gateway reloads, its old and its new workers are connected."""
@@ -24,18 +25,20 @@ MUCH_MEMORY: Final = 64 * MIB
 """Below that, the server's own overhead makes fragmentation look bad."""
 FRAGMENTED: Final = 1.5
 SWAPPED: Final = 0.9
+"""What the process takes, in parts of what it has in it, is to be between the two."""
 FAR_AWAY: Final = 0.2
 """Share of `redis.timeout` that a slow ping (p99) may take."""
 CLOCK_WARNING: Final = 1.0
 CLOCK_CRITICAL: Final = 30.0
 LAG: Final = 5.0
+"""Seconds; a replica that is well tells how far it is once a second."""
 BIG: Final = 16 * MIB
 SHOWN: Final = 5
 """So many slow commands are named."""
 NEARLY: Final = 0.8
-GATEWAY: Final = "gateway-"
-"""Connections of workers are called this and their node's id; those of people are not counted among them."""
-PEOPLE: Final = frozenset({"gateway-admin", "gateway-console"})
+"""Share of `maxclients` that may be taken."""
+WORKER: Final = re.compile(r"gateway-([0-9a-f]{8})(?:\.[0-9]+)?")
+"""What a worker's connections are called: by its node, and its own number behind a dot."""
 KEEPING: Final = ("lfu", "lru")
 
 T = TypeVar("T")
@@ -166,10 +169,9 @@ def connections(info: Mapping[str, Any], clients: Sequence[str] | Unread, worker
     check = "maxclients"
     most, open_now = int(info.get("maxclients", 0)), int(info.get("connected_clients", 0))
     names = [] if isinstance(clients, Unread) else clients
-    # A worker is called by its node, and its own number behind a dot.
-    seen = Counter(name.partition(".")[0] for name in names if name.startswith(GATEWAY) and name not in PEOPLE)
+    seen = Counter(match[1] for name in names if (match := WORKER.fullmatch(name)))
     nodes = max(1, len(seen))
-    each = max([workers * LINKS, *seen.values()])
+    each = max([workers * LINKS_PER_WORKER, *seen.values()])
     need, others = nodes * each, open_now - seen.total()
     found = (
         f"{most:,}; needed by {nodes} node{'s' if nodes > 1 else ''} {need:,} ({need * RELOAD:,} while they reload),"

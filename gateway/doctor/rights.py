@@ -1,8 +1,8 @@
 """What the user may, of what our commands need.
 
 Redis is asked without running anything: by ACL DRYRUN; or else by queueing each command in a transaction that is never
-executed, as Redis checks rights before it queues. Who may do neither is refused, or not, with the commands of the links
-themselves, with arguments by which they do nothing.
+executed, as Redis checks rights before it queues (what it refuses then stands in ACL LOG). For who may do neither, the
+commands of the links themselves are sent, with arguments by which they do nothing.
 
 (`redis.acl_check_cmd` in a script needs no right but EVAL. It is not used: with too few arguments it crashes servers,
 Valkey 9.1 among them, see redis/redis#14843.)

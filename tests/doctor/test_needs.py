@@ -14,7 +14,7 @@ import redis.asyncio
 
 from gateway.config import Config
 from gateway.doctor import needs
-from gateway.doctor.checks import LINKS
+from gateway.doctor.checks import LINKS_PER_WORKER
 from gateway.loader import built_in_names, load_plugins, make_plugins
 from gateway.plugin import Plugin
 from gateway.store.url import Place
@@ -125,7 +125,7 @@ async def test_a_gateway_needs_no_more(
             assert response.status == 200, (method, path, await response.text())
             await response.read()
     names = [client["name"] for client in await redis_client.client_list()]
-    assert len([name for name in names if name == f"gateway-{node.worker.node}"]) == LINKS
+    assert len([name for name in names if name == f"gateway-{node.worker.node}"]) == LINKS_PER_WORKER
     sent = await eventually(lambda: commands_of(redis_client, "evalsha"))
     assert await redis_client.execute_command("ACL LOG") == []
     own = {"acl|log", "acl|setuser", "config|resetstat", "hset", "expire", "info", "client|list", "hello", "auth"}
