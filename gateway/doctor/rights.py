@@ -23,6 +23,8 @@ from gateway.doctor.needs import CORE, Words, rule
 MAX_WORDS: Final = 8
 RUN: Final = "to run the"
 """Stands in what Redis says where the command is refused, and not a key."""
+NOT_QUEUED: Final = frozenset({"exec", "discard", "multi", "quit", "reset", "watch"})
+"""Never asked about: in a transaction they are run at once, and what follows them would be too."""
 DEFAULT_USER: Final = "default"
 
 
@@ -64,7 +66,7 @@ def lacking(
         redis.exceptions.RedisError: Redis did not answer.
     """
     probe, *others = keys
-    forms = {words: (*words, *CORE.get(words, ())) for words in commands}
+    forms = {words: (*words, *CORE.get(words, ())) for words in commands if words[0] not in NOT_QUEUED}
     try:
         refused = _refused(client, forms, probe, user)
         asked: dict[Words, Words] = {(key,): ("mget", key) for key in others}

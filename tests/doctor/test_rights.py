@@ -11,7 +11,8 @@ from gateway.doctor.needs import LINKS, MIRROR
 from gateway.doctor.rights import Lacking, MayNotLook, lacking, user_of
 
 MakeUser = Callable[..., Awaitable[str]]
-NEEDED = [*LINKS, *MIRROR, ("get",), ("set",), ("zadd",), ("unlink",), ("rpush",), ("flushall",), ("no_such_command",)]
+NEEDED = [*LINKS, *MIRROR, ("get",), ("set",), ("zadd",), ("unlink",), ("rpush",)]
+NEEDED += [("no_such_command",), ("reset",), ("exec",), ("quit",), ("flushall",)]
 RULES = "+ping +script|load +evalsha +eval +eval_ro +mget +client +get +set +rpush +flushall"
 PROBES = {"gateway:doctor": "gateway:*"}
 WAYS = {"transaction": "+multi", "dry run": "+acl|dryrun"}
