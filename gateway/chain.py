@@ -12,14 +12,18 @@ comes back when that is there. A plugin with a `__call__`, the upstream, and a R
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from gateway.observe.metrics import Metrics
 from gateway.plugin import LATER, Handler, Later, Plugin, problem
 from gateway.request import Request
 from gateway.response import Response
-from gateway.store import Answer, Known, Redis, RedisDown, RedisError
+from gateway.store import Answer, Known, Redis, RedisDown, RedisError, RedisTimeout
+from gateway.store.answer import Down, Within
+from gateway.store.patience import have_patience
 
 if TYPE_CHECKING:
     from gateway.upstream.asked import Asked
@@ -28,6 +32,10 @@ logger = logging.getLogger("gateway.chain")
 
 RETRY_AFTER_SECONDS: Final = "1"
 LATE: Final = "chain.late"
+DEFAULT_TIMEOUT: Final = 0.25
+COMPLAINT_PAUSE_SECONDS: Final = 10.0
+DECIDED: Final = "gateway_decided_without_redis_total"
+DECIDED_TEXT: Final = "Requests that a plugin has decided about without Redis, by what it did."
 
 Check = Callable[[Request, Any], Response | Later | None]
 
@@ -39,13 +47,26 @@ class Chain:
         plugins: in the configuration's order; the first is the outermost.
         upstream: the last handler.
         redis: what the plugins ask.
+        metrics: where it is counted what plugins decide without Redis.
+        timeout: seconds that a request waits for Redis at most, all in all.
     """
 
-    def __init__(self, plugins: Sequence[Plugin], upstream: Handler, redis: Redis) -> None:
+    def __init__(
+        self,
+        plugins: Sequence[Plugin],
+        upstream: Handler,
+        redis: Redis,
+        metrics: Metrics | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
         self.plugins = tuple(plugins)
         self._upstream = upstream
         self._begin: Callable[[Request], Asked | None] | None = getattr(upstream, "begin", None)
         self._redis = redis
+        self._metrics = metrics if metrics is not None else Metrics()
+        self._timeout = timeout
+        self._complained = -COMPLAINT_PAUSE_SECONDS
         self._asks = tuple((plugin, plugin.ask) for plugin in plugins if _has(plugin, "ask"))
         # What each plugin does on the way down: (its number, plugin, its check, whether it has a `__call__`)
         self._steps: tuple[tuple[int, Plugin, Check | None, bool], ...] = tuple(
@@ -104,6 +125,8 @@ class Chain:
                     if reply is None and not (answer.ready and answer.error is None):
                         request.depth = position
                         request.waiting = None if answer.ready else last_of(answers, answer)
+                        if LATE in request.state and request.waiting is not None:
+                            request.waiting = self._in_time(request, request.waiting)
                         return None
                 response = check(request, reply)
                 if response is not None:
@@ -144,6 +167,19 @@ class Chain:
         answer = request.answers[plugin] = answer if isinstance(answer, Answer) else Known(None)
         return answer
 
+    def _in_time(self, request: Request, waiting: Answer) -> Answer | None:
+        """Wait for what was asked late no longer than what is left of the time; None: nothing is, or has just been."""
+        left = self._timeout - (time.monotonic() - request.started)
+        if left > 0:
+            return Within(waiting, left)
+        self._give_up(request)
+        return None
+
+    def _give_up(self, request: Request) -> None:
+        """The plugin whose turn it is has to do without its answer."""
+        error = RedisTimeout(f"Redis has not answered within {self._timeout * 1000:.0f} ms")
+        request.answers[self.plugins[request.depth]] = Down(error)
+
     def _back(self, request: Request, base: int, position: int, response: Response) -> Response:
         """The answer's way past the plugins before `position`, the innermost first."""
         for number, finish in self._up[position]:
@@ -156,9 +192,14 @@ class Chain:
 
     async def rest(self, request: Request, base: int = 0) -> Response:
         """The answer, waited for: what is left to do after `start` or `go_on` could not."""
+        if not base and request.trips:
+            # Until here the request has waited for nothing but Redis.
+            have_patience(self._timeout - (time.monotonic() - request.started))
         while (waiting := request.waiting) is not None:
             with suppress(RedisError):  # is looked at when it is the plugin's turn, which may be now
                 await waiting
+            if not waiting.ready:
+                self._give_up(request)
             response = self.go_on(request, base)
             if response is not None:
                 return response
@@ -187,18 +228,35 @@ class Chain:
                 response = await plugin(request, call_next)
             except RedisError as failure:
                 if request.depth != position:
-                    return unavailable()
+                    return self._refuse(plugin)
                 error = failure
             else:
                 return self._back(request, position, position + 1, response)
-        if not isinstance(error, RedisDown):
-            # Out of memory, a broken script: as useless to the request as a Redis that is away.
-            logger.warning("%s: Redis refused its question: %s", plugin.name, error)
+        self._complain(plugin, error)
         if plugin.on_redis_failure == "pass":
+            self._count(plugin, "pass")
             return await call_next(request)
         if plugin.on_redis_failure == "local":
-            return await plugin.without_redis(request, call_next)
+            try:
+                response = await plugin.without_redis(request, call_next)
+            except RedisError:
+                return self._refuse(plugin)
+            self._count(plugin, "local")
+            return response
+        return self._refuse(plugin)
+
+    def _refuse(self, plugin: Plugin) -> Response:
+        self._count(plugin, "refuse")
         return unavailable()
+
+    def _count(self, plugin: Plugin, decision: str) -> None:
+        self._metrics.counter(DECIDED, DECIDED_TEXT, plugin=plugin.name, decision=decision).value += 1
+
+    def _complain(self, plugin: Plugin, error: RedisError) -> None:
+        """Say that Redis is out of memory or a script broken, now and then. (That it is away, its link tells.)"""
+        if not isinstance(error, RedisDown) and time.monotonic() - self._complained >= COMPLAINT_PAUSE_SECONDS:
+            self._complained = time.monotonic()
+            logger.warning("%s: Redis refused its question: %s", plugin.name, error)
 
 
 def last_of(answers: dict[Plugin, Answer | Later], first: Answer) -> Answer:

@@ -36,7 +36,20 @@ from gateway.response import (
     header_line,
     problem,
 )
-from gateway.store import All, Answer, Call, Gets, Known, Read, Redis, RedisDown, RedisError, Script
+from gateway.store import (
+    All,
+    Answer,
+    Call,
+    Gets,
+    Known,
+    Read,
+    Redis,
+    RedisDown,
+    RedisError,
+    Script,
+    end_patience,
+    share_patience,
+)
 
 if TYPE_CHECKING:
     from gateway.worker import Worker as Worker
@@ -74,8 +87,10 @@ __all__ = [
     "Seconds",
     "Size",
     "Stream",
+    "end_patience",
     "header_line",
     "problem",
+    "share_patience",
     "users_of",
 ]
 
@@ -149,7 +164,11 @@ class Plugin:
         return await call_next(request)
 
     async def without_redis(self, request: Request, call_next: Handler) -> Response:
-        """What `on_redis_failure = "local"` does: decide from this process's own state."""
+        """What `on_redis_failure = "local"` does: decide from this process's own state.
+
+        Raises:
+            RedisDown: that cannot tell either; the request is refused (503).
+        """
         raise NotImplementedError
 
     async def start(self, worker: Worker) -> None:

@@ -72,7 +72,9 @@ class Worker:
     def _route(self, index: int) -> Route:
         table = self.config.routes[index]
         plugins = [self.plugins[name] for name in table.plugins if name in self.plugins]
-        return Route(table.label, table, Chain(plugins, self.upstreams[table.upstream], self.redis))
+        timeout = self.config.redis.timeout
+        chain = Chain(plugins, self.upstreams[table.upstream], self.redis, self.metrics, timeout=timeout)
+        return Route(table.label, table, chain)
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Start everything, then accept connections on these listening sockets.

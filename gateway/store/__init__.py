@@ -1,6 +1,7 @@
 """Redis, as the gateway uses it: links that share one write per tick, and a mirror that Redis keeps true."""
 
 from gateway.store.answer import All, Answer, Known, RedisDown, RedisError, RedisTimeout
+from gateway.store.patience import end_patience, share_patience
 from gateway.store.redis import Call, Gets, Read, Redis
 from gateway.store.script import Script
 
@@ -16,4 +17,6 @@ __all__ = [
     "RedisError",
     "RedisTimeout",
     "Script",
+    "end_patience",
+    "share_patience",
 ]

@@ -23,6 +23,8 @@ from typing import Any
 
 import hiredis
 
+from gateway.store.patience import finish, patience
+
 logger = logging.getLogger("gateway.redis")
 
 
@@ -160,12 +162,38 @@ class Reply(Answer):
 
     def __await__(self) -> Generator[Any, None, Any]:
         if not self.ready:
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self.then(lambda _: None if future.done() else future.set_result(None))
-            yield from future
+            hurry = patience()
+            if hurry is None:
+                yield from self._arrival()
+            else:
+                yield from hurry.wait(self._arrival())
+                if not self.ready:
+                    raise RedisTimeout("Redis has taken too long for all that this request wants to know")
         if self.error is not None:
             raise self.error
         return self.value
+
+    def _arrival(self) -> asyncio.Future[None]:
+        """A future that is done once this is ready."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.then(lambda _: finish(future))
+        return future
+
+
+class Within(Reply):
+    """Another answer, waited for no longer than so many seconds; ready in any case then, while that one may not be."""
+
+    __slots__ = ("_timer",)
+
+    def __init__(self, answer: Answer, seconds: float) -> None:
+        super().__init__()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._come)
+        answer.then(self._come)
+
+    def _come(self, answer: Answer | None = None) -> None:
+        if not self.ready:
+            self._timer.cancel()
+            self._arrived()
 
 
 class All(Reply):

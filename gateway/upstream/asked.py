@@ -56,7 +56,8 @@ class Asked(Reply):
 
     def __await__(self) -> Generator[Any, None, Response | None]:
         try:
-            yield from super().__await__()
+            if not self.ready:
+                yield from self._arrival()
         except BaseException:
             self.abandon()
             raise
