@@ -233,6 +233,11 @@ class Cluster(Group):
     def slot(key: str | bytes) -> int:
         return key_slot(key.encode() if isinstance(key, str) else key)
 
+    @staticmethod
+    def last_of_third(slot: int) -> int:
+        """The last slot that begins on the same primary as this one."""
+        return next(third[-1] for third in map(_third, range(3)) if slot in third)
+
     async def owner(self, slot: int) -> Server:
         """The primary that serves a slot now, as a majority of those who answer see it."""
         votes: dict[int, int] = {}
@@ -316,7 +321,7 @@ class Cluster(Group):
 
     async def failed_over(self, dead: Server, within: float = 10) -> Server:
         """Until another one serves what a dead (or paused) primary did; the new one."""
-        slot = self._slots_of_at_start(dead)
+        slot = _third(self.servers.index(dead) % 3)[0]
 
         async def another() -> Server | None:
             owners = {table.get(slot) for server, table in (await self._tables()).items() if server is not dead}
@@ -325,10 +330,6 @@ class Cluster(Group):
 
         server: Server = await eventually(another, within=within, every=0.05)
         return server
-
-    def _slots_of_at_start(self, server: Server) -> int:
-        """One slot of its third."""
-        return _third(self.servers.index(server) % 3)[0]
 
     async def migrate(self, slot: int, to: Server | None = None) -> Migration:
         """Begin to move a slot to another primary (or to this one): from now on `ASK` is answered for absent keys."""
@@ -615,9 +616,7 @@ class TlsProcess(Server):
     def __init__(self, binary: str, tls_port: int, authority: Authority, certificate: Certificate, ask: bool) -> None:
         files = {"ca-cert": authority.path, "cert": certificate.path, "key": certificate.key}
         words = [word for name, path in files.items() for word in (f"--tls-{name}-file", str(path))]
-        super().__init__(
-            free_port(), "--tls-port", str(tls_port), *words, "--tls-auth-clients", "yes" if ask else "no"
-        )
+        super().__init__(free_port(), "--tls-port", str(tls_port), *words, "--tls-auth-clients", "yes" if ask else "no")
         self.binary = binary
 
     @property

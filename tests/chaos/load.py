@@ -122,6 +122,12 @@ class Application:
 
     def __init__(self, url: str) -> None:
         self._client = make_async_client(url, 0.5, "application")
+        self._former: list[Any] = []
+
+    def move(self, url: str) -> None:
+        """Ask there from now on."""
+        self._former.append(self._client)
+        self._client = make_async_client(url, 0.5, "application")
 
     async def login(self, user: str) -> str:
         """A new session's id."""
@@ -132,7 +138,8 @@ class Application:
         await self._client.set(f"gateway:token:blacklist:{digest}", "1", ex=600)
 
     async def stop(self) -> None:
-        await self._client.aclose()
+        for client in (*self._former, self._client):
+            await client.aclose()
 
 
 @dataclass

@@ -12,6 +12,8 @@ from redis.exceptions import RedisError
 
 from tests.chaos.findings import Findings
 from tests.chaos.stage import Act, Pace, Stage, Topology, play
+from tests.harness import eventually, free_port
+from tests.servers import Server
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,50 @@ async def restarted_empty(stage: Stage) -> None:
         stage.server.arguments = ()
         await asyncio.to_thread(stage.server.start)
     stage.repaired()
+
+
+@scenario("single", "restarted, loading its data")
+async def loading(stage: Stage) -> None:
+    """It answers `LOADING` for so long, 20 ms for each key."""
+    server = stage.server
+    await server.ask("BGREWRITEAOF")
+    await eventually(lambda: _rewritten(server), within=10)
+    async with stage.forgetting():  # what comes after the file was rewritten is loaded, too, but nobody is asked
+        server.kill()
+    delay = ("--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024")
+    server.arguments += delay
+    await asyncio.to_thread(server.start)
+    server.arguments = server.arguments[: -len(delay)]
+    await eventually(lambda: _loaded(server), within=20, every=0.05)
+    stage.repaired()
+
+
+async def _rewritten(server: Server) -> bool:
+    info = await server.ask("INFO", "persistence")
+    return not info["aof_rewrite_in_progress"] and not info["aof_rewrite_scheduled"]
+
+
+async def _loaded(server: Server) -> bool:
+    try:
+        return not (await server.ask("INFO", "persistence"))["loading"]
+    except (RedisError, OSError):
+        return False
+
+
+@scenario("single", "another server takes over behind the same name")
+async def demoted(stage: Stage) -> None:
+    """As behind a DNS name: the old one becomes a replica and keeps its connections; new ones reach the new one."""
+    old, new = stage.server, Server(free_port(), "--replicaof", f"127.0.0.1 {stage.server.port}")
+    stage.more.append(new)
+    await asyncio.to_thread(new.start)
+    await eventually(new.in_sync, within=10)
+    async with stage.replicated():
+        stage.load.application.move(new.url)
+        await new.ask("REPLICAOF", "NO", "ONE")
+        await old.ask("REPLICAOF", "127.0.0.1", new.port)
+        stage.relay.to = new.port
+    stage.repaired()
+    await stage.hold()
 
 
 @scenario("single", "stopped (SIGSTOP)")
@@ -269,6 +315,23 @@ async def cluster_resharded(stage: Stage) -> None:
         await migration.move(*names[: len(names) // 2 + 1])
         await asyncio.sleep(stage.pace.hold / 10)
         await migration.finish()
+    stage.repaired()
+
+
+@scenario("cluster", "slots of busy keys moved at once (CLUSTER MIGRATESLOTS, Valkey 9)")
+async def cluster_moved_at_once(stage: Stage) -> None:
+    """That of the limited client, and a thousand behind it."""
+    cluster = stage.cluster
+    slot = cluster.slot(await busy_key(stage))
+    source = await cluster.owner(slot)
+    [target, *_] = [primary for primary in await cluster.primaries() if primary is not source]
+    last = min(slot + 1000, cluster.last_of_third(slot))
+    await source.ask("CLUSTER MIGRATESLOTS", "SLOTSRANGE", slot, last, "NODE", await target.ask("CLUSTER MYID"))
+
+    async def moved() -> bool:
+        return await cluster.owner(slot) is target and await cluster.owner(last) is target
+
+    await eventually(moved, within=10, every=0.05)
     stage.repaired()
 
 

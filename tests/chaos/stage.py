@@ -65,6 +65,8 @@ class Stage:
     relay: Relay = None  # type: ignore[assignment]
     sentinel: Sentinel = None  # type: ignore[assignment]
     cluster: Cluster = None  # type: ignore[assignment]
+    more: list[Server] = field(default_factory=list)
+    """Servers that a scenario has started; they are removed in the end."""
 
     def broken(self) -> None:
         """It begins now."""
@@ -118,13 +120,14 @@ async def redis_of(stage: Stage) -> AsyncIterator[tuple[str, str]]:
             yield stage.cluster.url, stage.cluster.url
     else:
         # What was acknowledged is in the file when the process is killed.
-        stage.server = Server(free_port(), "--appendonly", "yes")
+        stage.server = Server(free_port(), "--appendonly", "yes", "--repl-diskless-sync-delay", "0")
         try:
             await asyncio.to_thread(stage.server.start)
             async with running_relay(stage.server.port) as stage.relay:
                 yield stage.relay.url, stage.server.url
         finally:
-            stage.server.remove()
+            for server in (stage.server, *stage.more):
+                server.remove()
 
 
 def supported(topology: Topology) -> None:
