@@ -40,6 +40,7 @@ A fetch:
 
 stampede.py     one at a time, in the worker and in the fleet
 fetch.py        from the upstream into the store
+fetcher.py      what fetches have in common
 exchange.py     what is asked of the upstream: all, whether it has changed, or the rest
 parts.py        of a part
 head.py         what a HEAD tells of what is stored

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from email.utils import formatdate
-from random import random
 from typing import Any, Final
 
 from multidict import CIMultiDict
@@ -18,13 +15,13 @@ from plugins.cache.compress import packed
 from plugins.cache.entry import Entry, Index, Stored, fields_of
 from plugins.cache.entry import Uncacheable as Mark
 from plugins.cache.exchange import Exchange
+from plugins.cache.fetcher import Fetcher
 from plugins.cache.generations import fingerprints
 from plugins.cache.keys import Place
-from plugins.cache.lookup import Lookup, Visit
+from plugins.cache.lookup import Visit
 from plugins.cache.policy import (
     FRESH,
     Plan,
-    Rules,
     control,
     is_common,
     judge,
@@ -36,61 +33,14 @@ from plugins.cache.policy import (
 from plugins.cache.stampede import AGAIN, ALONE, FETCHED, FOUND, STALE, Answer, Landing
 from plugins.cache.store import INDEX_SECONDS
 from plugins.cache.syntax import MAX_VARY
-from plugins.cache.tags import Template, tags_for
+from plugins.cache.tags import tags_for
 from plugins.cache.tee import ENDLESS, close, whole
 
 logger = logging.getLogger("gateway.cache")
 
 # Requests for what cannot be stored do not wait for each other for this long.
 UNCACHEABLE_SECONDS: Final = 10.0
-COMPLAINT_PAUSE_SECONDS: Final = 10.0
 TURNED_SECONDS: Final = 10.0
-
-
-class Fetcher:
-    """What fetches of one plugin have in common.
-
-    Args:
-        rules: for answers that say nothing.
-        tags: the fields that carry tags.
-        max_body: bytes; a longer body is not stored.
-        compress_over: bytes from which on a body is stored in gzip; 0: none is.
-        patience: seconds; nor is one that takes longer to come.
-        clock: seconds since 1970.
-        chance: a number between 0 and 1 at each call.
-    """
-
-    def __init__(
-        self,
-        lookup: Lookup,
-        *,
-        rules: Rules,
-        tags: tuple[str, ...],
-        templates: tuple[Template, ...] = (),
-        max_body: int,
-        compress_over: int,
-        patience: float,
-        clock: Callable[[], float],
-        chance: Callable[[], float] = random,
-    ) -> None:
-        self.lookup = lookup
-        self.store = lookup.store
-        self.rules = rules
-        self.tags = tags
-        self.templates = templates
-        self.max_body = max_body
-        self.compress_over = compress_over
-        self.patience = patience
-        self.clock = clock
-        self.chance = chance
-        self._complained = -COMPLAINT_PAUSE_SECONDS
-
-    def complain(self, error: Exception) -> None:
-        """Say that answers cannot be stored, now and then."""
-        now = time.monotonic()
-        if now - self._complained >= COMPLAINT_PAUSE_SECONDS:
-            self._complained = now
-            logger.warning("cache: an answer could not be stored: %s", error)
 
 
 class Errand:
@@ -134,16 +84,8 @@ class Errand:
 
     async def fetch(self, owner: str, since: int, answer: Answer) -> Landing:
         """Get the answer and store it if that is allowed; the lock is released either way."""
-        store, request, clock = self._store, self._request, self._fetcher.clock
-        known = self._visit.stale
-        part = store.peek(self._visit.place.part.entry) if known is None else None
-        # Before the fetch: what is purged while it lasts is not stored as if it was made afterwards.
-        names = self._visit.address.generations
-        generations = await store.generations(names)
-        if part is not None:
-            (stored,) = await part
-            found = await self._fetcher.lookup.part(self._visit, stored)
-            known = found if isinstance(found, Entry) else None
+        request, clock = self._request, self._fetcher.clock
+        known, standing = await self._before()
         self._changes = dict(request.changes)
         sent = clock()
         try:
@@ -163,9 +105,8 @@ class Errand:
         elif not failed and not self._turn(fields, known):
             made = "not-for-all"
         else:
-            standing = dict(zip(names, generations, strict=True))
-            generations = [standing[name] for name in self._visit.address.generations]
             made = self._plan(response.status, fields, sent, received)
+        generations = [standing[name] for name in self._visit.address.generations]
         body = None
         if failed or isinstance(made, Plan):
             try:
@@ -187,7 +128,39 @@ class Errand:
             return await self._failed(owner, response, entry)
         if isinstance(made, str) or body is None:
             return await self._uncacheable(owner, response, made if isinstance(made, str) else "body")
-        tags = tags_for(request, fields, self._fetcher.tags, self._fetcher.templates) or ()
+        return await self._save(owner, since, response, fields, made, body, generations, received - sent)
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    async def _before(self) -> tuple[Entry | None, dict[bytes, bytes]]:
+        """What is stored, out of date or a part, and the generations as they stand.
+
+        Before the fetch: what is purged while it lasts is not stored as if it was made afterwards.
+        """
+        store, visit = self._store, self._visit
+        part = store.peek(visit.place.part.entry) if visit.stale is None else None
+        names = visit.address.generations
+        standing = dict(zip(names, await store.generations(names), strict=True))
+        if part is None:
+            return visit.stale, standing
+        (stored,) = await part
+        found = await self._fetcher.lookup.part(visit, stored)
+        return found if isinstance(found, Entry) else None, standing
+
+    async def _save(
+        self,
+        owner: str,
+        since: int,
+        response: Response,
+        fields: CIMultiDict[str],
+        made: Plan,
+        body: bytes,
+        generations: list[bytes],
+        cost: float,
+    ) -> Landing:
+        """Store it, unless one of its tags was purged meanwhile."""
+        store = self._store
+        tags = tags_for(self._request, fields, self._fetcher.tags, self._fetcher.templates) or ()
         try:
             tagged = await store.tag_generations(self._fetcher.lookup.keys.prefix, tags, since) if tags else []
         except RedisError as error:
@@ -198,10 +171,8 @@ class Errand:
         if tagged is None:
             store.release(self.place, owner)
             return self._landing(AGAIN, self.place, response=response, detail="detail=purged")
-        entry = self._entry(response, fields, made, body, fingerprints([*generations, *tagged]), tags, received - sent)
+        entry = self._entry(response, fields, made, body, fingerprints([*generations, *tagged]), tags, cost)
         return await self._write(owner, response, entry)
-
-    # -- inside ------------------------------------------------------------------------------------
 
     async def _body(self, response: Response, fields: CIMultiDict[str], answer: Answer | None) -> bytes | None:
         """The whole body. A large one is given to the client as it comes, if there is an `answer` to do it with."""

@@ -25,7 +25,7 @@ from plugins.cache.answers import hit, mark, not_stored
 from plugins.cache.compress import restore_etags
 from plugins.cache.config import CacheConfig
 from plugins.cache.entry import Entry
-from plugins.cache.fetch import Fetcher
+from plugins.cache.fetcher import Fetcher
 from plugins.cache.generations import Ending
 from plugins.cache.hot import RANK, HotKeys
 from plugins.cache.invalidation import changed_urls

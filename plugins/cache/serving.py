@@ -12,7 +12,8 @@ from plugins.cache.compress import represented
 from plugins.cache.config import CacheConfig
 from plugins.cache.early import due
 from plugins.cache.entry import Entry, Uncacheable
-from plugins.cache.fetch import UNCACHEABLE_SECONDS, Errand, Fetcher
+from plugins.cache.fetch import UNCACHEABLE_SECONDS, Errand
+from plugins.cache.fetcher import Fetcher
 from plugins.cache.fitting import has
 from plugins.cache.head import HeadErrand
 from plugins.cache.lookup import Visit
