@@ -324,7 +324,8 @@ class Cluster(Group):
         slot = _third(self.servers.index(dead) % 3)[0]
 
         async def another() -> Server | None:
-            owners = {table.get(slot) for server, table in (await self._tables()).items() if server is not dead}
+            tables = await asyncio.gather(*[self._table_of(server) for server in self.servers if server is not dead])
+            owners = {table.get(slot) for table in tables if table}
             found = [server for server in self.servers if {server.port} == owners and server is not dead]
             return found[0] if found and await found[0].role() == "master" else None
 

@@ -9,6 +9,8 @@ from tests.chaos.load import LIMIT, MAX_AGE, PERIOD, Sample
 
 # `Age` counts whole seconds, so an answer may be one older than its lifetime.
 AGE_GRAIN = 1.0
+# Who says something wrong so shortly before the end has not stopped.
+STILL = 0.6
 OWNED = ("page", "open", "change")
 
 
@@ -19,14 +21,18 @@ class Marks:
     Attributes:
         broken: it began.
         repaired: from then on Redis could be asked again, by whoever asks the right one.
+        ended: nobody looked any more.
         forgot: since then Redis knows nothing of what it was told before; None if it forgot nothing.
         health: what each node said of itself, and when: (time, node, ok).
+        decided: how often plugins have decided without Redis so far: (time, node, number).
     """
 
     broken: float = 0.0
     repaired: float = 0.0
+    ended: float = float("inf")
     forgot: float | None = None
     health: list[tuple[float, int, bool]] = field(default_factory=list)
+    decided: list[tuple[float, int, float]] = field(default_factory=list)
 
 
 @dataclass
@@ -43,7 +49,9 @@ class Findings:
         overaged: answers from a cache beyond their lifetime.
         old_version: for how long after it was told of a change a client still got what had been before.
         revoked_accepted: for how long after Redis had acknowledged a revocation a node still let the token in.
-        normal_after: from the repair until both nodes were well and answers as before.
+        normal_after: from the repair until both nodes were well, decided with Redis and answered as before.
+        still_wrong: it was not normal yet when it ended.
+        without_redis: decisions that plugins made without Redis.
         hits: answers from the cache before the fault: that there is one.
         lag: by how much the load itself was late at worst.
         worst: the requests that some of these come from.
@@ -62,6 +70,8 @@ class Findings:
     old_version: float = 0.0
     revoked_accepted: float = 0.0
     normal_after: float = 0.0
+    still_wrong: bool = False
+    without_redis: int = 0
     hits: int = 0
     revocations: int = 0
     lag: float = 0.0
@@ -102,7 +112,10 @@ def find(
         found.worst = {"slowest": str(after[-1]), "old version": str(old), "revoked": str(late)} if after else {}
     wrong = [sample.sent + sample.took for sample in (*failed, *blamed)]
     unwell = [moment for moment, _, ok in marks.health if not ok]
-    found.normal_after = max([0.0, *[moment - marks.repaired for moment in (*wrong, *unwell)]])
+    alone, found.without_redis = _without_redis(marks)
+    last = max([marks.repaired, *wrong, *unwell, *alone])
+    found.normal_after = last - marks.repaired
+    found.still_wrong = last > marks.ended - STILL
     return found
 
 
@@ -117,6 +130,19 @@ def overshoot(samples: Sequence[Sample], limit: int = LIMIT, period: float = PER
         end = sample.sent + period
         most = max(most, sum(1 for other in allowed[first:] if other.sent + other.took < end))
     return max(0, most - limit)
+
+
+def _without_redis(marks: Marks) -> tuple[list[float], int]:
+    """When it was seen that plugins decide without Redis, and how many decisions there were from the fault on."""
+    seen: dict[int, float] = {}
+    moments, decisions = [], 0.0
+    for moment, node, number in marks.decided:
+        more = number - seen.get(node, number)
+        seen[node] = number
+        if more > 0 and moment >= marks.broken:
+            moments.append(moment)
+            decisions += more
+    return moments, round(decisions)
 
 
 def _strict(sample: Sample) -> bool:

@@ -17,6 +17,7 @@ COLUMNS = (
     "5xx, refuse",
     "blamed",
     "slowest ms (p99)",
+    "decided without Redis",
     "over limit",
     "foreign",
     "over age",
@@ -42,12 +43,13 @@ def cells(line: Line) -> list[str]:
         str(found.strict_5xx),
         str(found.blamed),
         f"{found.slowest * 1000:.0f} ({found.p99 * 1000:.0f})",
+        str(found.without_redis),
         str(found.overshoot),
         str(found.foreign),
         str(found.overaged),
         f"{found.old_version * 1000:.0f}",
         f"{found.revoked_accepted * 1000:.0f}",
-        f"{found.normal_after:.1f}",
+        f"{'not within ' if found.still_wrong else ''}{found.normal_after:.1f}",
         str(len(found.log)),
     ]
 

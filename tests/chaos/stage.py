@@ -29,6 +29,7 @@ Topology = Literal["single", "sentinel", "cluster"]
 NODES = 2
 HEALTH_EVERY = 0.1
 REPLICATED = 0.05
+DECIDED = "gateway_decided_without_redis_total{"
 
 
 class Unsupported(Exception):
@@ -177,6 +178,7 @@ async def play(topology: Topology, act: Act, pace: Pace, *, absent_at_start: boo
         await act(stage)
         await asyncio.sleep(pace.after)
         watching.cancel()
+        stage.marks.ended = time.monotonic()
         load, marks = stage.load, stage.marks
         found = find(load.samples, load.revoked, load.changed, marks)
         for node, length in zip(stage.nodes, before, strict=True):
@@ -209,9 +211,13 @@ async def watch(stage: Stage) -> None:
             try:
                 async with http.get(f"{admin}/_gateway/health") as answer:
                     ok = (await answer.json())["status"] == "ok"
+                async with http.get(f"{admin}/_gateway/metrics") as answer:
+                    lines = [line for line in (await answer.text()).splitlines() if line.startswith(DECIDED)]
             except (aiohttp.ClientError, OSError, TimeoutError):
-                ok = False
+                stage.marks.health.append((moment, number, False))
+                return
             stage.marks.health.append((moment, number, ok))
+            stage.marks.decided.append((moment, number, sum(float(line.rpartition(" ")[2]) for line in lines)))
 
         while True:
             await asyncio.gather(*[one(number, node.admin) for number, node in enumerate(stage.nodes)])

@@ -64,6 +64,15 @@ def test_it_is_not_normal_before_the_last_error_and_before_the_nodes_say_so() ->
     marks = Marks(broken=10.0, repaired=12.0, health=[(11.0, 0, False), (12.4, 1, False), (12.5, 1, True)])
     assert round(found(sample("page", "u1", 11, 503), marks=marks).normal_after, 6) == 0.4
     assert found(sample("page", "u1", 12.999, 503), marks=marks).normal_after == 1.0
+    marks.ended = 13.1
+    assert not found(sample("page", "u1", 11, 503), marks=marks).still_wrong
+    assert found(sample("page", "u1", 12.9, 503), marks=marks).still_wrong
+
+
+def test_it_is_not_normal_while_plugins_decide_without_redis() -> None:
+    marks = Marks(broken=10.0, repaired=12.0, decided=[(9.0, 0, 5.0), (9.0, 1, 0.0), (12.5, 0, 7.0), (13.0, 0, 7.0)])
+    alone = found(marks=marks)
+    assert (alone.without_redis, alone.normal_after) == (2, 0.5)
 
 
 def test_a_line_of_the_table_has_all_columns() -> None:
