@@ -33,6 +33,8 @@ logger = logging.getLogger("gateway.chain")
 RETRY_AFTER_SECONDS: Final = "1"
 LATE: Final = "chain.late"
 DEFAULT_TIMEOUT: Final = 0.25
+# What was asked at once ends by the links' clock, for all who wait for it together.
+SLACK_SECONDS: Final = 0.01
 COMPLAINT_PAUSE_SECONDS: Final = 10.0
 DECIDED: Final = "gateway_decided_without_redis_total"
 DECIDED_TEXT: Final = "Requests that a plugin has decided about without Redis, by what it did."
@@ -194,7 +196,7 @@ class Chain:
         """The answer, waited for: what is left to do after `start` or `go_on` could not."""
         if not base and request.trips:
             # Until here the request has waited for nothing but Redis.
-            have_patience(self._timeout - (time.monotonic() - request.started))
+            have_patience(self._timeout + SLACK_SECONDS - (time.monotonic() - request.started))
         while (waiting := request.waiting) is not None:
             with suppress(RedisError):  # is looked at when it is the plugin's turn, which may be now
                 await waiting

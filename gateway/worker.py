@@ -1,7 +1,7 @@
 """One process: what starts and stops, in which order.
 
-    start   redis → upstreams → plugins (in the order of their tables) → listen
-    stop    drain → listeners closed → plugins (reversed) → upstreams → redis
+    start   redis → fleet → upstreams → plugins (in the order of their tables) → listen
+    stop    drain → listeners closed → plugins (reversed) → upstreams → fleet → redis
 
 What has started is stopped again if a later part cannot start.
 """
@@ -17,6 +17,7 @@ from functools import partial
 
 from gateway.chain import Chain
 from gateway.config import Config
+from gateway.fleet import Fleet, worker_name
 from gateway.observe import Observer
 from gateway.observe.metrics import Metrics
 from gateway.plugin import Plugin
@@ -39,6 +40,9 @@ class Worker:
         node: the gateway process' name in the fleet; made up if empty.
         observer: told of each answer; None for none.
         short_way: see `Server`.
+
+    Attributes:
+        fleet: how many workers there are, of all nodes.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Worker:
             mirror_bytes=config.redis.mirror.max_bytes,
             prefix=config.redis.prefix,
         )
+        self.fleet = Fleet(self.redis, worker_name(self.node, number), config.server.workers)
         self.upstreams = {name: Upstream(name, table) for name, table in config.upstreams.items()}
         self.routes = Routes([self._route(index) for index in range(len(config.routes))])
         self.server = Server(config.server, self.routes, self.redis, observer, node=self.node, short_way=short_way)
@@ -84,6 +89,7 @@ class Worker:
         """
         try:
             await self._begin(self.redis.start, self.redis.stop)
+            await self._begin(self.fleet.start, self.fleet.stop)
             for upstream in self.upstreams.values():
                 await self._begin(upstream.start, upstream.stop)
             for plugin in self.plugins.values():

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, ValuesView
 from types import ModuleType
 from typing import Any, Final
 
+from gateway.fleet import BEAT
 from gateway.loader import BUILT_IN
 from gateway.plugin import Plugin, Script
 from gateway.store.url import Place
@@ -79,11 +80,15 @@ def needed(plugins: Sequence[Plugin], place: Place, *, mirror: bool = True) -> l
         *(DATABASE if place.db else ()),
         *(TOPOLOGY if place.kind == "cluster" else ()),
     }
-    for script in scripts_of(plugins):
-        found |= {(name.decode().lower(),) for name in _CALLED.findall(script.source)}
+    found |= commands_of([BEAT, *scripts_of(plugins)])
     for module in _modules(plugins):
         found |= set(_asked(module))
     return sorted(found)
+
+
+def commands_of(scripts: Iterable[Script]) -> set[Words]:
+    """The commands in scripts."""
+    return {(name.decode().lower(),) for script in scripts for name in _CALLED.findall(script.source)}
 
 
 def rule(words: Words) -> str:

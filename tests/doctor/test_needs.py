@@ -15,6 +15,7 @@ import redis.asyncio
 from gateway.config import Config
 from gateway.doctor import needs
 from gateway.doctor.checks import LINKS_PER_WORKER
+from gateway.fleet import BEAT
 from gateway.loader import built_in_names, load_plugins, make_plugins
 from gateway.plugin import Plugin
 from gateway.store.url import Place
@@ -51,8 +52,9 @@ def test_finds_every_script() -> None:
 
 def test_only_what_the_configured_plugins_need() -> None:
     plugins = [plugin for plugin in built_in() if plugin.name == "request_id"]
-    assert set(needs.needed(plugins, PLACE)) == {*needs.LINKS, *needs.MIRROR}
-    assert set(needs.needed(plugins, PLACE, mirror=False)) == set(needs.LINKS)
+    always = {*needs.LINKS, *needs.commands_of([BEAT])}
+    assert set(needs.needed(plugins, PLACE)) == {*always, *needs.MIRROR}
+    assert set(needs.needed(plugins, PLACE, mirror=False)) == always
     assert ("select",) in needs.needed(plugins, Place("single", db=3))
 
 

@@ -293,7 +293,7 @@ async def test_keys_have_one_slot_an_end_and_no_secret(
     node = await gateway(config)
     headers = {"X_Key": "hunter2" * 100, "X_Forwarded_For": "2001:db8::1"}
     assert await status(http, node, Authorization="Bearer s3cret", **headers) == 200
-    keys = [key.decode() async for key in redis_client.scan_iter("*")]
+    keys = [key.decode() async for key in redis_client.scan_iter("*:rate:*")]
     assert len(keys) == 2
     shape = r"gateway:rate:\{api\|2001:db8::/64\|route:#[0-9a-f]{32}\|token:[0-9a-f]{32}\|x-key:[0-9a-f]{32}\}:"
     assert all(re.fullmatch(shape + r"(60000|3600000)", key) for key in keys), keys
@@ -307,7 +307,7 @@ async def test_the_keys_begin_with_the_prefix(
 ) -> None:
     node = await gateway({**limited("1/minute"), "redis": {"prefix": "shop"}})
     await status(http, node)
-    assert await redis_client.keys("*") == [b"shop:rate:{api|127.0.0.1}:60000"]
+    assert await redis_client.keys("*:rate:*") == [b"shop:rate:{api|127.0.0.1}:60000"]
 
 
 @pytest.mark.parametrize("algorithm", ["sliding_window", "token_bucket"])

@@ -322,7 +322,7 @@ async def test_garbage_in_redis_is_a_miss_and_is_overwritten(
     node = await gateway(CACHE)
     await ask(node)
     keys = await redis_client.keys("gateway:*")
-    assert {key.split(b":")[1] for key in keys} == {b"cache", b"gen"}
+    assert {key.split(b":")[1] for key in keys} == {b"cache", b"gen", b"nodes"}
     for key in keys:
         await redis_client.set(key, b"garbage" * 20)
     assert (await ask(node)).status == 200
