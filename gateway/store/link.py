@@ -13,6 +13,7 @@ rules
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import ssl
@@ -291,8 +292,11 @@ class Link:
         """Until the connection is lost: does not trust a silent one."""
         max_silence = self.options.max_silence
         pinged = 0.0
-        while not self._lost.is_set():
-            await asyncio.sleep(max_silence / 4)
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max_silence / 4):
+                    await self._lost.wait()
+                return
             now = self._loop.time()
             silent = now - self._heard
             if silent > max_silence:

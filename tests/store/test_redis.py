@@ -174,6 +174,14 @@ async def test_an_error_reply_is_the_askers(make: MakeStore, redis_url: str) -> 
     assert await store.ask("PING") == b"PONG"
 
 
+async def test_a_lost_connection_is_made_anew_at_once_however_seldom_a_silent_one_is_looked_at(
+    make: MakeStore, redis_url: str, redis_client: redis.asyncio.Redis
+) -> None:
+    store = await make(redis_url, max_silence=60.0)
+    await redis_client.execute_command("CLIENT KILL", "TYPE", "normal", "SKIPME", "yes")
+    await eventually(lambda: [link.connects for link in store.links] == [2, 2], within=2)
+
+
 async def test_the_watcher_is_woken_by_the_push(
     make: MakeStore, redis_url: str, redis_client: redis.asyncio.Redis
 ) -> None:
