@@ -149,7 +149,7 @@ def check_class(plugin_class: type[Plugin], table: PluginTable, key: str) -> lis
     if failure == "local" and plugin_class.without_redis is Plugin.without_redis:
         hint = f"{class_name} has no state of its own to decide from"
         problems.append(
-            Problem(key=f"{key}.on_redis_failure", expected="'pass' or 'refuse'", found="'local'", hint=hint)
+            Problem(key=f"{key}.on_redis_failure", expected="expected 'pass' or 'refuse'", found="'local'", hint=hint)
         )
     return problems
 

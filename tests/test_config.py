@@ -16,6 +16,7 @@ from gateway.config import (
     Config,
     ConfigError,
     Match,
+    Network,
     PluginTable,
     RouteTable,
     Server,
@@ -27,6 +28,7 @@ from gateway.config import (
     redact,
 )
 from gateway.loader import built_in_classes
+from gateway.plugin import PluginConfig
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "config.toml"
@@ -118,16 +120,18 @@ def test_an_unknown_key_is_an_error_with_what_was_probably_meant(
         ("routes = 3", "routes", "expected a list, found 3"),
         ("upstreams = ['a']", "upstreams", "expected a table, found ['a']"),
         ("[server]\nworkers = 1.5", "server.workers", "expected a whole number, found 1.5"),
-        ("[server]\nworkers = 0", "server.workers", "greater than or equal to 1, found 0"),
+        ("[server]\nworkers = 0", "server.workers", "expected 1 or more, found 0"),
         ("[server]\nlisten = true", "server.listen", "expected a string, found true"),
         ("[server]\nlisten = '::1:80'", "server.listen", "brackets"),
         ("[server]\nlisten = 'a:70000'", "server.listen", "expected HOST:PORT"),
         ("[server]\nmax_body = '10 lb'", "server.max_body", 'such as 65536, "64 KiB" or "10 MiB", found \'10 lb\''),
-        ("[server]\nmax_body = -1", "server.max_body", "found -1"),
+        ("[server]\nmax_body = -1", "server.max_body", "expected 0 bytes or more, found -1"),
+        ("[server]\nmax_body = true", "server.max_body", "expected a size such as 65536"),
         ("[server]\nbody_timeout = inf", "server.body_timeout", "finite number, found inf"),
         ("[admin]\nenabled = 'perhaps'", "admin.enabled", "expected true or false, found 'perhaps'"),
         ("[log]\nlevel = 'loud'", "log.level", "expected 'debug', 'info', 'warning' or 'error', found 'loud'"),
-        ("[redis]\ntimeout = 0", "redis.timeout", "greater than 0"),
+        ("[redis]\ntimeout = 0", "redis.timeout", "expected more than 0 seconds"),
+        ("[redis]\ntimeout = true", "redis.timeout", 'expected a time such as 2.5, "250ms"'),
         ("[redis]\nurl = 'localhost:6379'", "redis.url", 'expected "embedded", "redis://host:6379/0"'),
         ("[redis]\nprefix = 'a b'", "redis.prefix", "found 'a b'"),
         ("[upstreams.default]\nhost = 3", "upstreams.default.host", "expected a string, found 3"),
@@ -148,6 +152,19 @@ def test_an_unknown_key_is_an_error_with_what_was_probably_meant(
 def test_a_wrong_value_is_told_in_the_words_of_the_file(tmp_path: Path, line: str, key: str, expected: str) -> None:
     text = line if "upstreams" in line else line + "\n" + UPSTREAM
     assert expected in errors(tmp_path, text)[key]
+
+
+def test_a_list_with_one_wrong_member_is_not_said_to_be_empty() -> None:
+    class Keys(PluginConfig):
+        who: tuple[Network, ...] = Field((), min_length=1)
+
+    def told(data: dict[str, list[str]]) -> list[str]:
+        with pytest.raises(ValidationError) as caught:
+            Keys.model_validate(data)
+        return [f"{problem.key}: {problem.expected}" for problem in problems_of(caught.value, Keys, data)]
+
+    assert [line.partition(":")[0] for line in told({"who": ["nobody"]})] == ["who[0]"]
+    assert told({"who": []}) == ["who: expected at least 1"]
 
 
 def test_names_that_no_table_has(tmp_path: Path) -> None:

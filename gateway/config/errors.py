@@ -8,10 +8,10 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Union, get_args, get_origin
 
-from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, SecretBytes, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
-from gateway.config.values import Substituted
+from gateway.config.values import Substituted, parse_size, parse_span
 
 Location = Sequence[str | int]
 
@@ -36,7 +36,16 @@ _EXPECTED: Final = {
     "float_parsing": "expected a number",
     "bool_type": "expected true or false",
     "bool_parsing": "expected true or false",
+    "greater_than": "expected more than {gt}{unit}",
+    "greater_than_equal": "expected {ge}{unit} or more",
+    "less_than": "expected less than {lt}{unit}",
+    "less_than_equal": "expected {le}{unit} or less",
+    "too_short": "expected at least {min_length}",
+    "too_long": "expected at most {max_length}",
+    "string_too_short": "expected at least {min_length} characters",
+    "string_too_long": "expected at most {max_length} characters",
 }
+_UNITS: Final = {parse_span: " seconds", parse_size: " bytes"}
 
 
 class Problem(BaseModel):
@@ -113,7 +122,10 @@ def problems_of(error: ValidationError, model: type[BaseModel], data: Any, prefi
         elif kind == "missing":
             problem = Problem(key=key, expected="missing, and it has no default", hint=hint)
         else:
-            text = _EXPECTED.get(kind) or item["msg"].removeprefix("Value error, ")
+            limits = {name: _whole(limit) for name, limit in item.get("ctx", {}).items()} | {"unit": _unit(field)}
+            if kind == "too_short" and len(value) >= limits["min_length"]:
+                continue  # pydantic leaves out the members that are wrong, each of which it tells by itself
+            text = _EXPECTED.get(kind, "").format_map(limits) or item["msg"].removeprefix("Value error, ")
             text = text.replace("Input should be", "expected")
             found = show((*prefix, *loc), value, field)
             if isinstance(value, str) and value and (found == HIDDEN or isinstance(value, Substituted)):
@@ -149,6 +161,15 @@ def _text(value: Any) -> str:
     if isinstance(value, str) and not isinstance(value, Substituted):
         return repr(redact(value))
     return repr(value)
+
+
+def _unit(field: FieldInfo | None) -> str:
+    readers = [one.func for one in field.metadata if isinstance(one, BeforeValidator)] if field is not None else []
+    return next((unit for read, unit in _UNITS.items() if read in readers), "")
+
+
+def _whole(limit: Any) -> Any:
+    return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
 
 
 def _written(loc: Location, data: Any) -> tuple[str | int, ...]:

@@ -34,8 +34,8 @@ REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 
 def parse_size(value: Any) -> Any:
     """`"10 MiB"` or a number of bytes, as bytes."""
-    if isinstance(value, str):
-        match = _SIZE.fullmatch(value.strip())
+    if isinstance(value, str | bool):
+        match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
         if match is None:
             raise ValueError('expected a size such as 65536, "64 KiB" or "10 MiB"')
         return int(float(match[1]) * _SIZE_UNITS[match[2]])
@@ -44,8 +44,8 @@ def parse_size(value: Any) -> Any:
 
 def parse_span(value: Any) -> Any:
     """`"250ms"`, `"5s"`, `"10m"`, `"24h"` or a number of seconds, as seconds."""
-    if isinstance(value, str):
-        match = _SPAN.fullmatch(value.strip())
+    if isinstance(value, str | bool):
+        match = _SPAN.fullmatch(value.strip()) if isinstance(value, str) else None
         if match is None:
             raise ValueError('expected a time such as 2.5, "250ms", "30s", "10m" or "24h"')
         return float(match[1]) * _SPAN_UNITS[match[2]]

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
 
 from gateway.plugin import Network, PluginConfig, Seconds, Size
 from plugins.cache.policy import MAX_LIFE, Rules
@@ -14,9 +23,33 @@ from plugins.cache.tags import parse_templates
 from plugins.cache.target import Scope
 from plugins.cache.vary import WRITTEN_BY_GATEWAY
 
-FieldName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$", max_length=100)]
-ParameterName = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9._~-]+\*?|\*)$", max_length=100)]
-MediaType = Annotated[str, StringConstraints(pattern=r"^[a-z0-9!#$&^_.+-]+/([a-z0-9!#$&^_.+-]+|\*)$", max_length=200)]
+
+def _expected(what: str) -> WrapValidator:
+    def read(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError(f"expected {what}") from None
+
+    return WrapValidator(read)
+
+
+FieldName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$", max_length=100),
+    _expected('a name such as "X-Country", of at most 100 characters, without spaces'),
+]
+ParameterName = Annotated[
+    str,
+    StringConstraints(pattern=r"^([A-Za-z0-9._~-]+\*?|\*)$", max_length=100),
+    _expected('the name of a parameter, or the beginning of names and "*" as in "utm_*"'),
+]
+MediaType = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z0-9!#$&^_.+-]+/([a-z0-9!#$&^_.+-]+|\*)$", max_length=200),
+    _expected('a type in lower case, such as "application/json" or "image/*"'),
+]
+Status = Annotated[int, Field(ge=200, le=599)]
 Life = Annotated[Seconds, Field(le=MAX_LIFE)]
 
 
@@ -39,11 +72,11 @@ class CacheConfig(PluginConfig):
 
     # -- for how long
     ttl: Life = Field(0.0, description="How long to keep what the upstream does not date; 0: not at all.")
-    ttl_by_status: dict[int, Life] = Field(
-        default_factory=dict, description="The same for single statuses, errors too: { 404 = 10 }."
+    ttl_by_status: dict[Status, Life] = Field(
+        default_factory=dict, description='The same for single statuses, errors too: { 404 = "10s" }.'
     )
     ttl_by_content_type: dict[MediaType, Life] = Field(
-        default_factory=dict, description='The same for single types: { "image/*" = 3600 }.'
+        default_factory=dict, description='The same for single types: { "image/*" = "1h" }.'
     )
     honor: Literal["origin", "override"] = Field(
         "origin",

@@ -3,7 +3,7 @@
     {prefix}:cache:{H}       what is stored: an answer, an index of `Vary`, or a mark that it cannot be stored
     {prefix}:cache:{H#i}     the same once more, for a key that is read very often
     {prefix}:lock:{H}        who fetches it
-    {prefix}:gen:...         generations: see `purge`
+    {prefix}:gen:...         see `generations`
     {prefix}:hot             see `hot`
 
 `H` is a hash of a list of texts, each with its length before it, so that no two lists give the same bytes; the first

@@ -19,7 +19,10 @@ MAX_BODY: Final = 16 << 20
 def explain(
     url: Annotated[str, typer.Argument(metavar="URL", help="As clients see it, with its query.")],
     header: HeaderOption = None,
-    method: Annotated[str, typer.Option(metavar="METHOD", help="The request's method.")] = "GET",
+    method: Annotated[
+        str | None,
+        typer.Option("-X", "--method", metavar="METHOD", help="The request's method; else GET, or POST with -d."),
+    ] = None,
     data: Annotated[
         str | None, typer.Option("-d", "--data", metavar="TEXT", help="The request's body; @FILE reads it from a file.")
     ] = None,
@@ -34,6 +37,7 @@ def explain(
     """Tell what the cache makes of a request and what it has for it; nothing is sent to the upstream."""
     with open_console(upstream=upstream) as console:
         try:
+            method = method or ("GET" if data is None else "POST")
             asked = Asked(url, method, parse_fields(header), read_body(data), as_user)
             told = console.run(lambda context: look(context, asked))
         except ValueError as error:

@@ -132,7 +132,7 @@ async def test_stale_and_ended(gateway: StartGateway, config: Path, ask: Client,
 @pytest.mark.parametrize(
     ("arguments", "bypass"),
     [
-        (("--method", "POST"), "fwd=method"),
+        (("-X", "POST"), "fwd=method"),
         (("-HCache-Control: no-store",), "fwd=request; detail=no-store"),
     ],
 )
@@ -223,11 +223,13 @@ async def test_what_the_configuration_makes_a_part_of_the_key(
     assert "X-Shop, cookie currency" in out
 
     await ask(node, "/a", method="POST", data=b'{"q": [1]}', headers={"Content-Type": "application/json"})
-    post = ("--method", "POST", "-HContent-Type: application/json")
-    told = await explained(config, URL, *post, "--data", '{ "q":[1] }')
+    kind = "-HContent-Type: application/json"
+    told = await explained(config, URL, kind, "--data", '{ "q":[1] }')
     assert told["verdict"].startswith("HIT")
     (tmp_path / "body").write_text('{"q": [2]}')
-    assert (await explained(config, URL, *post, "-d", f"@{tmp_path}/body"))["verdict"] == "MISS: nothing is stored"
+    assert (await explained(config, URL, kind, "-X", "POST", "-d", f"@{tmp_path}/body"))[
+        "verdict"
+    ] == "MISS: nothing is stored"
 
 
 async def test_a_body_that_cannot_be_read(config: Path) -> None:
