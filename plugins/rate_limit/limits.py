@@ -32,9 +32,9 @@ class Limit:
     def __str__(self) -> str:
         return self.text
 
-    def shared(self, share: float) -> Limit:
-        """The part of the limit that one of several independent counters may give away; at least one request."""
-        return replace(self, count=max(1, int(self.count * share)), capacity=max(1, int(self.capacity * share)))
+    def shared(self, parts: int) -> Limit:
+        """What one of so many independent counters may give away; at least one request."""
+        return replace(self, count=max(1, self.count // parts), capacity=max(1, self.capacity // parts))
 
 
 def parse_limit(value: Any) -> Limit:

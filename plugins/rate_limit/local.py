@@ -1,4 +1,8 @@
-"""The limits in this process, for the time without Redis: the same two algorithms, with the same results."""
+"""The limits in this process, for the time without Redis: the same two algorithms, with the same results.
+
+What a worker has let pass it owes to Redis: `debt` tells it, until it is `settled`. The meters stay as they are, so
+that one outage after the other gives nobody more than one.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,8 @@ def microseconds() -> int:
 class Meter(Protocol):
     """One limit of one client. `room` is called first, and brings it up to `now`."""
 
+    limit: Limit
+
     @property
     def size(self) -> int:
         """Bytes, about."""
@@ -38,15 +44,22 @@ class Meter(Protocol):
     def wait(self, now: int) -> int:
         """Microseconds until there is room for one more than now."""
 
+    def debt(self, now: int) -> list[int]:
+        """What Redis does not know of yet, and would still count: the ages of requests, or how many."""
+
+    def settled(self) -> None:
+        """Now it does."""
+
 
 class SlidingWindow:
     """At most N requests in any period: the times of those that were counted."""
 
-    __slots__ = ("_limit", "_times")
+    __slots__ = ("_owed", "_times", "limit")
 
     def __init__(self, limit: Limit) -> None:
-        self._limit = limit
+        self.limit = limit
         self._times = array("q")
+        self._owed = 0
 
     @property
     def size(self) -> int:
@@ -54,41 +67,64 @@ class SlidingWindow:
 
     def room(self, now: int) -> int:
         times = self._times
-        del times[: bisect_right(times, now - self._limit.period)]
-        return self._limit.count - len(times)
+        del times[: bisect_right(times, now - self.limit.period)]
+        return max(0, self.limit.count - len(times))
 
     def take(self, now: int) -> None:
         self._times.append(now)
+        self._owed += 1
 
     def wait(self, now: int) -> int:
-        return (self._times[0] if self._times else now) + self._limit.period - now
+        times = self._times
+        if not times:
+            return self.limit.period
+        # The limit may have been higher before, when there were fewer workers.
+        return times[max(0, len(times) - self.limit.count)] + self.limit.period - now
+
+    def debt(self, now: int) -> list[int]:
+        self.room(now)
+        return [now - time for time in self._times[max(0, len(self._times) - self._owed) :]]
+
+    def settled(self) -> None:
+        self._owed = 0
 
 
 class TokenBucket:
     """Holds at most the capacity, gains N per period. A token is worth `period` units of level, as in the script."""
 
-    __slots__ = ("_level", "_limit", "_since")
+    __slots__ = ("_level", "_owed", "_since", "limit")
 
     def __init__(self, limit: Limit) -> None:
-        self._limit = limit
+        self.limit = limit
         self._level = limit.capacity * limit.period
         self._since = 0
+        self._owed = 0
 
     @property
     def size(self) -> int:
         return METER_BYTES
 
     def room(self, now: int) -> int:
-        limit = self._limit
+        limit = self.limit
         self._level = min(limit.capacity * limit.period, self._level + (now - self._since) * limit.count)
         self._since = now
         return self._level // limit.period
 
     def take(self, now: int) -> None:
-        self._level -= self._limit.period
+        self._level -= self.limit.period
+        self._owed += 1
 
     def wait(self, now: int) -> int:
-        return -(-(self._limit.period - self._level % self._limit.period) // self._limit.count)
+        return -(-(self.limit.period - self._level % self.limit.period) // self.limit.count)
+
+    def debt(self, now: int) -> list[int]:
+        """What has been refilled since is forgiven."""
+        self.room(now)
+        missing = self.limit.capacity * self.limit.period - self._level
+        return [min(self._owed, -(-missing // self.limit.period))]
+
+    def settled(self) -> None:
+        self._owed = 0
 
 
 METERS: Final[dict[Algorithm, Callable[[Limit], Meter]]] = {
@@ -101,9 +137,11 @@ class LocalLimits:
     """All limits of one plugin, for each client.
 
     Args:
-        share: the part of each limit that this process may give away.
         clock: now, in microseconds.
         max_bytes: past it, the clients that asked longest ago are forgotten; their count begins anew.
+
+    Attributes:
+        owing: clients whose requests Redis does not know of yet.
     """
 
     def __init__(
@@ -111,12 +149,14 @@ class LocalLimits:
         algorithm: Algorithm,
         limits: Sequence[Limit],
         *,
-        share: float = 1.0,
         clock: Callable[[], int] = microseconds,
         max_bytes: int = 32 << 20,
     ) -> None:
         self._meter = METERS[algorithm]
-        self._limits = [limit.shared(share) for limit in limits]
+        self._whole = tuple(limits)
+        self._limits = list(limits)
+        self._parts = 1
+        self.owing: dict[str, None] = {}
         self._clock = clock
         self._max_bytes = max_bytes
         self._clients: dict[str, list[Meter]] = {}
@@ -125,6 +165,27 @@ class LocalLimits:
     def __len__(self) -> int:
         """How many clients are known."""
         return len(self._clients)
+
+    def share(self, parts: int) -> None:
+        """So many workers give away the limits together: each its part."""
+        if parts == self._parts:
+            return
+        self._parts = parts
+        self._limits = [limit.shared(parts) for limit in self._whole]
+        for meters in self._clients.values():
+            for meter, limit in zip(meters, self._limits, strict=True):
+                meter.limit = limit
+
+    def debt(self, who: str) -> list[list[int]]:
+        """What a client who is `owing` owes, for each limit; see `Meter.debt`."""
+        now = self._clock()
+        return [meter.debt(now) for meter in self._clients[who]]
+
+    def settled(self, who: str) -> None:
+        """Redis knows of the client's requests now."""
+        del self.owing[who]
+        for meter in self._clients[who]:
+            meter.settled()
 
     def take(self, who: str) -> list[int]:
         """Count a request, if all limits allow it; returns what the scripts return."""
@@ -138,13 +199,16 @@ class LocalLimits:
         if not refusing:
             for meter in meters:
                 meter.take(now)
+            self.owing[who] = None
         remaining, wait, number = min(
             (meter.room(now), -meter.wait(now), number) for number, meter in enumerate(meters, 1)
         )
         self._clients[who] = meters
         self.bytes += size_of(meters)
         while self.bytes > self._max_bytes and len(self._clients) > 1:
-            self.bytes -= size_of(self._clients.pop(next(iter(self._clients))))
+            oldest = next(iter(self._clients))
+            self.bytes -= size_of(self._clients.pop(oldest))
+            self.owing.pop(oldest, None)
         return [0 if refusing else 1, number, remaining, -wait, *refusing]
 
 

@@ -25,6 +25,7 @@ from gateway.plugin import (
 )
 from plugins.rate_limit.limits import SECOND, Limit, parse_limit
 from plugins.rate_limit.local import Algorithm, LocalLimits
+from plugins.rate_limit.settling import Settling
 from plugins.rate_limit.who import MAX_KNOWN, encoded, parse_by, who_by
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class RateLimit(Plugin):
             Limit(limit.text, limit.count, limit.period, config.burst or limit.count) for limit in config.limits
         ]
         self.local = LocalLimits(config.algorithm, self.limits)
+        self._owing = self.local.owing
         self._lines = [STANDING_LINES % limit.capacity for limit in self.limits]
         self._script = SCRIPTS[config.algorithm]
         self._args = arguments(config.algorithm, self.limits)
@@ -123,13 +125,19 @@ class RateLimit(Plugin):
         self._guess = f"{name}.guess"
         self._prefix = "gateway"
         self._keys = lru_cache(MAX_KNOWN)(self._keys_of)
+        self._settling = Settling(self.local, config.algorithm, self.limits, lambda who: self._keys(who))
         # By the limits that refuse, at most 2**8 of them.
         self._bodies: dict[tuple[int, ...], bytes] = {}
 
     async def start(self, worker: Worker) -> None:
         self._prefix = worker.redis.prefix
         self._keys.cache_clear()
-        worker.redis.register(self._script)
+        self._redis = worker.redis
+        self._fleet = worker.fleet
+        worker.redis.register(self._script, self._settling.script)
+
+    async def stop(self) -> None:
+        await self._settling.stop()
 
     def ask(self, request: Request, redis: Redis) -> Answer | Later:
         user = request.user
@@ -141,6 +149,8 @@ class RateLimit(Plugin):
         if note is None or note[0] != request.client or note[1] != user:
             call = Call(self._script, self._keys(self._who(request, user)), self._args)
             note = request.notes[self] = (request.client, user, call)
+        if self._owing and (who := self._who(request, user)) in self._owing:
+            self._settling.tell(redis, who)
         return redis.call(note[2])
 
     def check(self, request: Request, reply: Sequence[int]) -> Response | Later | None:
@@ -165,7 +175,10 @@ class RateLimit(Plugin):
 
     async def without_redis(self, request: Request, call_next: Handler) -> Response:
         request.state.pop(self._guess, None)
+        self.local.share(self._fleet.workers)
         refusal = self.check(request, self.local.take(self._who(request, request.user)))
+        if self._owing:
+            self._settling.begin(self._redis)
         if isinstance(refusal, Response):
             return refusal
         response = await call_next(request)

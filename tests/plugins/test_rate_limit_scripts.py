@@ -291,8 +291,9 @@ def test_local_memory_counts_what_a_window_holds() -> None:
     assert local.bytes == empty + 999 * 8
 
 
-@pytest.mark.parametrize(("share", "passed"), [(1.0, 10), (0.5, 5), (0.25, 2), (0.01, 1)])
+@pytest.mark.parametrize(("parts", "passed"), [(1, 10), (2, 5), (4, 2), (100, 1)])
 @pytest.mark.parametrize("algorithm", MODELS)
-def test_a_share_of_the_limit(algorithm: Any, share: float, passed: int) -> None:
-    local = LocalLimits(algorithm, [Limit("", 10, 60 * SECOND, 10)], share=share, clock=lambda: START)
+def test_a_share_of_the_limit(algorithm: Any, parts: int, passed: int) -> None:
+    local = LocalLimits(algorithm, [Limit("", 10, 60 * SECOND, 10)], clock=lambda: START)
+    local.share(parts)
     assert sum(local.take("somebody")[0] for _ in range(20)) == passed
