@@ -17,11 +17,14 @@ from pydantic import Field, StringConstraints, model_validator
 
 from gateway.plugin import (
     Answer,
+    Handler,
     Known,
+    OnRedisFailure,
     Plugin,
     PluginConfig,
     Read,
     Redis,
+    RedisDown,
     RedisError,
     Request,
     Response,
@@ -59,6 +62,7 @@ MAX_TTL: Final = 10 * 365 * 86400.0
 MAX_REMEMBERED_TOUCHES: Final = 10_000
 MAX_TOUCHES_IN_FLIGHT: Final = 1000
 MAX_REMEMBERED_USERS: Final = 10_000
+COMPLAINT_PAUSE_SECONDS: Final = 10.0
 MAX_PARSED: Final = 4096
 MAX_PARSED_BYTES: Final = 1024
 
@@ -90,6 +94,9 @@ class Session(Plugin):
     The session is read through the mirror, so a session in use costs no trip, and one that is revoked is refused on
     every node as soon as Redis has said so. `identity_pending` stays true where Redis could not tell whose request
     this is and the request passes all the same: it is not known to be nobody's.
+
+    With `on_redis_failure = "local"` the sessions that this worker's mirror held when it lost Redis go on for
+    `local_seconds`. Nobody hears of a logout meanwhile. Who has another session is refused (503).
     """
 
     class Config(PluginConfig):
@@ -114,6 +121,11 @@ class Session(Plugin):
             DEFAULT_TTL, ge=1, le=MAX_TTL, description="A session in use lasts this much longer each time."
         )
         touch_interval: Seconds = Field(60.0, description="It is moved on at most this often.")
+        local_seconds: Seconds = Field(
+            30.0,
+            gt=0,
+            description='How long a known session is believed without a word from Redis: on_redis_failure = "local".',
+        )
         sliding: bool = Field(True, description="false: a session ends when its creator said, used or not.")
         user_header: Token = Field("X-User-Id", description="Tells the upstream the user's id; never from outside.")
         pass_fields: dict[str, Token] = Field(
@@ -136,7 +148,7 @@ class Session(Plugin):
                 raise ValueError(f"{taken[0]} is not a field that user_header or pass_fields can set")
             return self
 
-    on_redis_failure = "refuse"
+    on_redis_failure: OnRedisFailure = "refuse"
     config: Config
 
     def __init__(self, config: Config, name: str) -> None:
@@ -155,6 +167,7 @@ class Session(Plugin):
         self._touched: dict[str, float] = {}
         self._touching: set[asyncio.Task[None]] = set()
         self._complained: set[str] = set()
+        self._complained_at = -math.inf
 
     def layout(self, prefix: str) -> Layout:
         """Where this plugin's sessions lie."""
@@ -172,6 +185,11 @@ class Session(Plugin):
         self._mirrored = worker.redis.mirror.max_bytes > 0
         self._layout = self.layout(worker.redis.prefix)
         worker.redis.register(TOUCH, INDEX)
+        if self.on_redis_failure == "local" and not self._mirrored:
+            logger.warning(
+                '%s: on_redis_failure = "local" knows no session without a mirror; set redis.mirror.max_bytes',
+                self.name,
+            )
 
     async def stop(self) -> None:
         for task in self._touching:
@@ -204,16 +222,30 @@ class Session(Plugin):
             if self.config.required:
                 return self._refuse(sent=self in request.answers)
             return None
-        user = reply.user
-        if request.guess != user and not isinstance(request.answers[self], Known):
-            self._remember(request.notes[self].key, user)
-        request.speaks_for(user)
-        request.changes.update(reply.changes)
+        self._accept(request, reply)
         if reply.expires - now < self._due:
             self._touch(request, reply, now)
         return None
 
+    async def without_redis(self, request: Request, call_next: Handler) -> Response:
+        read = request.notes.get(self)
+        found: Found | None = None
+        if type(read) is Read and self._redis is not None:
+            found = self._redis.last_known(read.key, self.config.local_seconds)
+        if found is None or found.expires <= self.clock():
+            raise RedisDown("this session is not known here")
+        request.identity_pending = False
+        self._accept(request, found)
+        return await call_next(request)
+
     # -- inside ------------------------------------------------------------------------------------
+
+    def _accept(self, request: Request, found: Found) -> None:
+        user = found.user
+        if request.guess != user and not isinstance(request.answers[self], Known):
+            self._remember(request.notes[self].key, user)
+        request.speaks_for(user)
+        request.changes.update(found.changes)
 
     def _read(self, request: Request) -> Read | Known | None:
         """How to read the request's session; None if it has none."""
@@ -345,7 +377,9 @@ class Session(Plugin):
                 for other in ended:
                     redis.tell("UNLINK", layout.key(other.decode()))
         except RedisError as error:
-            logger.warning("%s: a session's end could not be moved on: %s", self.name, error)
+            if now - self._complained_at >= COMPLAINT_PAUSE_SECONDS:
+                self._complained_at = now
+                logger.warning("%s: a session's end could not be moved on: %s", self.name, error)
 
 
 def _lower(header: str) -> bytes:

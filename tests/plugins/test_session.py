@@ -308,6 +308,57 @@ async def test_refuses_by_default_while_redis_is_down(gateway, upstream, http, o
     assert upstream.requests == []
 
 
+async def get(http, gw, session):
+    async with http.get(gw.url, headers=cookie(session)) as response:
+        return response.status
+
+
+@pytest.mark.parametrize("expires_field", ["expiresAt", ""])
+async def test_known_sessions_may_go_on_without_redis_for_a_while(gateway, upstream, http, own_valkey, expires_field):
+    keys = {"expires_field": expires_field, "sliding": bool(expires_field), "on_redis_failure": "local"}
+    gw = await gateway({"redis": {"url": own_valkey.url}, **with_session(local_seconds=0.6, **keys)})
+    client = redis.Redis.from_url(own_valkey.url)
+    layout = Layout("gateway", expires_field=expires_field)
+    known, revoked, other = (create_session(client, name, layout=layout) for name in ("alice", "bob", "carol"))
+    assert [await get(http, gw, session) for session in (known, revoked)] == [200, 200]
+    client.unlink(layout.key(layout.stored(revoked)))
+    client.close()
+    await eventually(lambda: gw.worker.redis.mirror.invalidations > 1)
+    own_valkey.kill()
+    await eventually(lambda: not gw.worker.redis.up)
+    assert await get(http, gw, known) == 200
+    assert told(upstream) == [(b"x-user-id", b"alice")]
+    assert await get(http, gw, revoked) == 503, "what Redis withdrew before it went is not believed"
+    assert await get(http, gw, other) == 503, "nobody here has seen it"
+
+    async def over():
+        return await get(http, gw, known) == 503
+
+    await eventually(over)
+    own_valkey.start()
+    await eventually(lambda: gw.worker.redis.up)
+    assert await get(http, gw, known) == 401, "Redis is back, and has lost it"
+
+
+async def test_a_session_that_ends_during_the_outage_ends(gateway, http, own_valkey):
+    gw = await gateway({"redis": {"url": own_valkey.url}, **with_session(on_redis_failure="local")})
+    client = redis.Redis.from_url(own_valkey.url)
+    session = create_session(client, "alice", ttl=DAY)
+    client.close()
+    assert await get(http, gw, session) == 200
+    own_valkey.kill()
+    await eventually(lambda: not gw.worker.redis.up)
+    assert await get(http, gw, session) == 200
+    gw.plugins["session"].clock = lambda: time.time() + DAY + 1
+    assert await get(http, gw, session) == 503
+
+
+async def test_sessions_that_are_to_be_known_locally_need_a_mirror(gateway, redis_url, caplog):
+    table = {"url": redis_url, "mirror": {"max_bytes": 0}}
+    await gateway({"redis": table, **with_session(on_redis_failure="local")})
+    assert "redis.mirror.max_bytes" in caplog.text
+
+
 async def test_a_value_that_fits_in_no_header_is_left_out_and_told_once(gateway, upstream, http, redis_client, caplog):
     gw = await gateway(with_session(pass_fields={"email": "X-User-Email", "name": "X-User-Name"}))
     fields = {"email": "a@b\r\nX-Admin: 1", "name": "Zoë"}
