@@ -114,12 +114,11 @@ async def snapshot(worker: Worker, observer: Observer) -> dict[str, Any]:
     """What the parent shows of this worker."""
     redis = worker.redis
     latency = await redis_latency(worker)
-    why = [f"{link.name}: {redact(link.why_down)}" for link in redis.links if not link.up]
     return {
         "pid": os.getpid(),
         "number": worker.number,
         "redis_up": redis.up,
-        "redis_why": "; ".join(why),
+        "redis_why": redact(redis.why_down),
         "redis_latency_ms": latency,
         "redis_waiting": sum(link.waiting for link in redis.links),
         "mirror_entries": len(redis.mirror),

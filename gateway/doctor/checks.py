@@ -12,7 +12,7 @@ from gateway.doctor.keys import Sample
 from gateway.doctor.readings import Clock, Slow, Unread
 from gateway.doctor.words import percentile, printable, size, span
 from gateway.plugin import Script
-from gateway.store.link import LOWEST_VERSION
+from gateway.store.handshake import LOWEST_VERSION
 from gateway.store.redis import shown
 from gateway.store.url import Kind
 

@@ -2,7 +2,8 @@
 
 from gateway.store.answer import All, Answer, Known, RedisDown, RedisError, RedisTimeout
 from gateway.store.patience import end_patience, share_patience
-from gateway.store.redis import Call, Gets, Read, Redis
+from gateway.store.prepared import Call, Gets, Read
+from gateway.store.redis import Redis
 from gateway.store.script import Script
 
 __all__ = [

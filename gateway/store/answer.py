@@ -19,9 +19,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-import hiredis
+if TYPE_CHECKING:
+    from gateway.store.link import Link
 
 from gateway.store.patience import finish, patience
 
@@ -107,8 +108,16 @@ class _Several(list[Callable[[Answer], None]]):
                 logger.exception("redis: handling a reply failed")
 
 
+class Waiting(Protocol):
+    """Whoever waits for a reply; see `Reply`."""
+
+    def settle(self, reply: Any) -> None: ...
+    def refuse(self, error: str, link: Link, deadline: float) -> None: ...
+    def fail(self, error: RedisDown) -> bool: ...
+
+
 class Reply(Answer):
-    """A reply that is on its way. A link calls `settle` or `fail`, each at most once; what comes late is dropped."""
+    """A reply that is on its way. A link calls `settle`, `refuse` or `fail`; what comes late is dropped."""
 
     __slots__ = ("_callback", "error", "ready", "value")
 
@@ -124,13 +133,20 @@ class Reply(Answer):
 
     def settle(self, reply: Any) -> None:
         """The server's reply has come."""
-        if self.ready:
-            return
-        if type(reply) is hiredis.ReplyError:
-            self.error = RedisError(str(reply))
-        else:
+        if not self.ready:
             self.value = reply
-        self._arrived()
+            self._arrived()
+
+    def refuse(self, error: str, link: Link, deadline: float) -> None:
+        """The server's reply has come, and it is an error.
+
+        Args:
+            link: whence it came; who asks once more may have to ask there.
+            deadline: until when, by the loop's clock, whoever waits is to be told something.
+        """
+        if not self.ready:
+            self.error = RedisError(error)
+            self._arrived()
 
     def fail(self, error: RedisDown) -> bool:
         """No reply will come; whether anybody still waited for one."""

@@ -43,7 +43,8 @@ def make_client(url: str, timeout: float, name: str) -> Redis:
         return found
     options["retry"] = Retry(NoBackoff(), 0)
     if place.kind == "sentinel":
-        sentinel = cast(Any, Sentinel)(place.hosts, sentinel_kwargs=sentinel_options(place, timeout))
+        asking = sentinel_options(place, timeout) | {"retry": options["retry"]}
+        sentinel = cast(Any, Sentinel)(place.hosts, sentinel_kwargs=asking)
         try:
             host, port = sentinel.discover_master(place.service)
         finally:
@@ -75,7 +76,7 @@ def make_async_client(url: str, timeout: float, name: str) -> AsyncRedis:
         cluster: Any = RedisCluster(startup_nodes=nodes, retry=retry, **options, **_secure(place))
         found: AsyncRedis = cluster
         return found
-    options["retry"] = Retry(NoBackoff(), 0)
+    options["retry"] = no_retry()
     if place.kind == "sentinel":
         return _behind_sentinels(place, timeout, options)
     if place.path:
@@ -91,7 +92,8 @@ def _behind_sentinels(place: Place, timeout: float, options: dict[str, Any]) -> 
     from redis.asyncio import Redis
     from redis.asyncio.sentinel import Sentinel
 
-    sentinel = cast(Any, Sentinel)(place.hosts, sentinel_kwargs=sentinel_options(place, timeout))
+    asking = sentinel_options(place, timeout) | {"retry": no_retry()}
+    sentinel = cast(Any, Sentinel)(place.hosts, sentinel_kwargs=asking)
 
     class Primary(Redis):
         """Closes the connections to the Sentinels with its own."""
@@ -105,14 +107,29 @@ def _behind_sentinels(place: Place, timeout: float, options: dict[str, Any]) -> 
 
 
 def sentinel_options(place: Place, timeout: float) -> dict[str, Any]:
-    """What redis-py's connections to the Sentinels take."""
+    """What redis-py's connections to the Sentinels take, but for how often to retry."""
     secure = {"ssl": True, **place.sentinel_tls} if place.sentinel_tls is not None else {}
     return {"socket_timeout": timeout, "socket_connect_timeout": timeout, **place.sentinel, **secure}
 
 
 def node_options(place: Place, timeout: float) -> dict[str, Any]:
-    """What redis-py's connections to one node of a cluster take."""
-    return {**_options(place, timeout, "gateway-discovery"), **_secure(place)}
+    """What redis-py's connections to one node of a cluster take, but for how often to retry."""
+    return _options(place, timeout, "gateway-discovery") | _secure(place)
+
+
+def make_node_client(place: Place, host: str, port: int, timeout: float) -> AsyncRedis:
+    """A client for one node of a cluster."""
+    from redis.asyncio import Redis
+
+    return Redis(host=host, port=port, retry=no_retry(), **node_options(place, timeout))
+
+
+def no_retry() -> Any:
+    """For redis.asyncio: whoever asks decides whether to ask again."""
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
+    return Retry(NoBackoff(), 0)
 
 
 def _options(place: Place, timeout: float, name: str) -> dict[str, Any]:
@@ -129,7 +146,7 @@ def _secure(place: Place) -> dict[str, Any]:
 def _named(base: Any, name: str) -> Any:
     class Named(base):  # type: ignore[misc]
         def _wrap_socket_with_ssl(self, sock: Any) -> Any:
-            host: str = self.host
+            host = cast(Any, self).host
             self.host = name
             try:
                 return super()._wrap_socket_with_ssl(sock)

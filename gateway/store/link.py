@@ -8,6 +8,7 @@ rules
 4. Losing the connection fails all that is in flight and tells the owner, before anything new is asked.
 5. Nothing is asked before the handshake (RESP3, AUTH, tracking, scripts) is over.
 6. Never on a link: blocking commands, SUBSCRIBE, WATCH, SELECT, MULTI.
+7. A server that may take no decisions (a replica, one that is loading its data) is left at once.
 """
 
 from __future__ import annotations
@@ -16,27 +17,23 @@ import asyncio
 import contextlib
 import logging
 import random
-import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import hiredis
-from redis.asyncio.connection import parse_url
 from redis.exceptions import RedisError as ClientError
 
-from gateway.store.answer import Answer, RedisDown, RedisError, RedisTimeout, Reply
-from gateway.store.script import Script
+from gateway.store.answer import Answer, RedisDown, RedisError, RedisTimeout, Reply, Waiting
+from gateway.store.handshake import Owner, check_server, handshake
+from gateway.store.prepared import pack
+from gateway.store.url import Address, tls_context
 
 logger = logging.getLogger("gateway.redis")
 
-Command = Sequence[bytes | str | int | float]
-
-LOWEST_VERSION: Final = (7, 0)
 NOT_COMPLETE: Final = object()
-# hiredis' stub knows tuples of one word only.
-pack: Final = cast(Callable[[tuple[Any, ...]], bytes], hiredis.pack_command)
+# Errors that tell that nothing on this connection can be decided: it is dropped, and the next one is to the primary.
+NO_PRIMARY: Final = frozenset({"READONLY", "MASTERDOWN", "LOADING"})
 # The first command of the handshake may wait for a server that is still loading its data.
 CONNECT_SECONDS: Final = 5.0
 # A Redis that is now slow, now not, is not told of each time.
@@ -61,21 +58,17 @@ class Link:
     """One auto-pipelined connection, made anew whenever it is lost.
 
     Args:
-        options: where to and within which bounds.
-        on_push: called with each push message, between the replies it came between.
-        on_state: called with True when the link is up, with False when it has gone down.
+        options: within which bounds.
+        kind: "main" or "bulk"; see `Redis.ask`.
+        server: in a cluster, which one.
     """
 
-    def __init__(
-        self,
-        options: LinkOptions,
-        on_push: Callable[[list[Any]], None],
-        on_state: Callable[[bool], None],
-        *,
-        name: str = "main",
-    ) -> None:
+    def __init__(self, options: LinkOptions, owner: Owner, kind: str, server: str = "") -> None:
         self.options = options
-        self.name = name
+        self.kind = kind
+        self.name = f"{kind} {server}" if server else kind
+        self.where: Address | None = None
+        """The server of this connection, or of the last one; None for a socket."""
         self.up = False
         self.stalled = False
         """It is up, but a reply has not come within `timeout`, nor has one to a PING since."""
@@ -85,22 +78,22 @@ class Link:
         self.writes = 0
         self.commands = 0
         self.timeouts = 0
-        self.scripts: dict[bytes, Script] = {}
         self._room = options.max_queue
         self._complained = -COMPLAINT_PAUSE_SECONDS
-        self._on_push = on_push
-        self._on_state = on_state
+        self._owner = owner
+        self._on_push = owner.on_push
         # per connection
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader(notEnoughData=NOT_COMPLETE)
         self._outbox: list[bytes] = []
-        self._waiting: deque[Reply | None] = deque()
+        self._waiting: deque[Waiting | None] = deque()
         self._asked = 0  # how many commands were ever written on this connection
         self._batches: deque[tuple[int, float]] = deque()  # (_asked at the flush, when)
         self._timer: asyncio.TimerHandle | None = None
         self._heard = 0.0
         self._lost: asyncio.Event = asyncio.Event()
         # for good
+        self._hurry: asyncio.Event = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._keeper: asyncio.Task[None] | None = None
         self._closing = False
@@ -126,7 +119,7 @@ class Link:
         """When the server has last said something, by the loop's clock."""
         return self._heard
 
-    def put(self, packed: bytes, entry: Reply | None) -> None:
+    def put(self, packed: bytes, entry: Waiting | None) -> None:
         """Queue one packed command; the caller has looked at `open`, and calls `flush` this tick."""
         self._outbox.append(packed)
         self._waiting.append(entry)
@@ -161,24 +154,43 @@ class Link:
         try:
             reader.feed(data)
             while (reply := reader.gets()) is not NOT_COMPLETE:
-                if type(reply) is hiredis.PushNotification:
+                kind = type(reply)
+                if kind is hiredis.PushNotification:
                     self._on_push(reply)
                     continue
                 entry = waiting.popleft()
-                if entry is not None:
+                if kind is hiredis.ReplyError:
+                    self._refused(entry, str(reply))
+                    if self._transport is None:
+                        return
+                elif entry is not None:
                     entry.settle(reply)
-                elif isinstance(reply, hiredis.ReplyError):
-                    logger.warning("redis: a command nobody waits for failed: %s", reply)
         except (hiredis.HiredisError, IndexError) as error:
             # Neither garbage nor a reply too many leaves a queue that can be trusted.
-            self._drop(f"protocol error: {error or 'a reply nobody asked for'}")
+            self.drop(f"protocol error: {error or 'a reply nobody asked for'}")
+
+    def _refused(self, entry: Waiting | None, error: str) -> None:
+        # When it was asked stands in the batch it left with; those before it have been answered.
+        number, batches = self._asked + len(self._outbox) - len(self._waiting), self._batches
+        while batches and batches[0][0] < number:
+            batches.popleft()
+        asked = batches[0][1] if batches else self._heard
+        if error.partition(" ")[0] in NO_PRIMARY:
+            if entry is not None:
+                entry.fail(RedisDown(f"Redis is down: {error}"))
+            self.drop(error)
+        elif entry is not None:
+            entry.refuse(error, self, asked + self.options.timeout)
+        else:
+            logger.warning("redis: a command nobody waits for failed: %s", error)
 
     def lost(self, transport: asyncio.Transport, error: Exception | None) -> None:
         """A connection has ended; an earlier one's end says nothing about this one."""
         if transport is self._transport:
             self._down(str(error) if error else "connection closed by the server")
 
-    def _drop(self, why: str) -> None:
+    def drop(self, why: str) -> None:
+        """End this connection; the next one is made in the background."""
         transport = self._transport
         self._down(why)
         if transport is not None:
@@ -199,7 +211,7 @@ class Link:
             self._timer = None
         self._lost.set()
         if was_up:
-            self._on_state(False)
+            self._owner.on_state(False)
             if not self._closing:
                 logger.error("redis: link %s is down: %s", self.name, why)
         failure = RedisDown(f"Redis is down: {why}")
@@ -211,9 +223,10 @@ class Link:
 
     async def start(self) -> None:
         """Connect in the background, and again whenever the connection is lost; waits for the first try only."""
-        first = self._loop.create_future()
+        first = asyncio.Event()
         self._keeper = self._loop.create_task(self._keep(first))
-        await first
+        self._keeper.add_done_callback(lambda _: first.set())
+        await first.wait()
 
     async def stop(self) -> None:
         """Close the link; asks that are still in flight fail."""
@@ -221,70 +234,68 @@ class Link:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
-        self._drop("the gateway is stopping")
+        self.drop("the gateway is stopping")
         await asyncio.sleep(0)  # lets the aborted connection end
 
-    async def _keep(self, first: asyncio.Future[None]) -> None:
+    async def _keep(self, first: asyncio.Event) -> None:
         failures = 0
         while not self._closing:
             self._lost = asyncio.Event()
+            self._hurry.clear()
             try:
                 # Not wait_for: in Python 3.11 it loses a `stop` that comes in the moment of a failure.
                 async with asyncio.timeout(CONNECT_SECONDS):
                     await self._connect()
             except (OSError, TimeoutError, RedisError, ClientError, ValueError) as error:
                 why = str(error) or "no answer in time"
-                self._drop(why)
+                self.drop(why)
                 if failures == 0:
                     logger.error("redis: cannot connect (link %s): %s; trying again in the background", self.name, why)
                 failures += 1
             else:
                 failures = 0
-            if not first.done():
-                first.set_result(None)
+            first.set()
             if self.up:
                 await self._watch()
             # Full jitter, so that a fleet does not come back in step.
             ceiling = min(self.options.backoff_max, self.options.backoff_base * 2 ** min(failures, 16))
-            await asyncio.sleep(random.uniform(0, ceiling))  # noqa: S311
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(random.uniform(0, ceiling)):  # noqa: S311
+                    await self._hurry.wait()
+
+    def hurry(self) -> None:
+        """There is news of where the server is: a link that is down tries again at once."""
+        self._hurry.set()
 
     async def _connect(self) -> None:
-        where: dict[str, Any] = dict(parse_url(self.options.url))
         self._reader = hiredis.Reader(notEnoughData=NOT_COMPLETE)
         self._asked = 0
-        path = where.get("path")
-        if path:
-            await self._loop.create_unix_connection(lambda: _Wire(self), path)
+        place, resolve = self._owner.place, self._owner.resolve
+        if resolve is None:
+            await self._loop.create_unix_connection(lambda: _Wire(self), place.path)
         else:
-            host, port = where.get("host", "127.0.0.1"), where.get("port", 6379)
-            await self._loop.create_connection(lambda: _Wire(self), host, port, ssl=tls_context(where))
-        await self._handshake(where)
+            self.where = host, port = await resolve()
+            # Not in the loop: to read the system's certificates takes 20 ms.
+            context = None if place.tls is None else await asyncio.to_thread(tls_context, place.tls)
+            name = (place.server_name or None) if context is not None else None
+            await self._loop.create_connection(lambda: _Wire(self), host, port, ssl=context, server_hostname=name)
+        await self._handshake()
         self.connects += 1
         self.up = True
         self.why_down = ""
         level = logging.INFO if self.connects > 1 else logging.DEBUG
         logger.log(level, "redis: link %s is up (%s)", self.name, self.server_version)
-        self._on_state(True)
+        self._owner.on_state(True)
 
-    async def _handshake(self, where: dict[str, Any]) -> None:
-        hello: list[bytes | str | int] = ["HELLO", 3]
-        if where.get("password"):
-            hello += ["AUTH", where.get("username") or "default", where["password"]]
-        hello += ["SETNAME", self.options.client_name]
-        commands: list[Command] = [hello]
-        if where.get("db"):
-            commands.append(["SELECT", where["db"]])
-        if self.options.tracking:
-            # OPTIN: only what the mirror asks for is tracked. Otherwise every key that a script reads would be,
-            # and each count of a limit would push an invalidation to all workers.
-            commands.append(["CLIENT", "TRACKING", "ON", "OPTIN"])
-        commands += [["SCRIPT", "LOAD", script.source] for script in self.scripts.values()]
+    async def _handshake(self) -> None:
+        owner = self._owner
+        commands = handshake(owner, self.options.client_name, tracking=self.options.tracking)
         replies = [Reply() for _ in commands]
         for command, reply in zip(commands, replies, strict=True):
-            self.put(pack(tuple(command)), reply)
+            self.put(pack(command), reply)
         self.flush()
-        hello_reply, *others = replies
-        self.server_version = check_version(await hello_reply)
+        hello, *others = replies
+        self.server_version = check_server(await hello, owner.place.kind)
         for other in others:
             await other
 
@@ -300,7 +311,7 @@ class Link:
             now = self._loop.time()
             silent = now - self._heard
             if silent > max_silence:
-                self._drop(f"no word from the server for {silent:.1f} s")
+                self.drop(f"no word from the server for {silent:.1f} s")
             elif silent > max_silence / 2 and now - pinged > max_silence / 2 and self.up:
                 pinged = now
                 self.put(pack(("PING",)), None)
@@ -371,27 +382,3 @@ class _Wire(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         assert self._transport is not None
         self._link.lost(self._transport, error)
-
-
-def tls_context(where: dict[str, Any]) -> ssl.SSLContext | None:
-    """The TLS settings of a `rediss://` URL, as redis-py reads them."""
-    connection_class = where.get("connection_class")
-    if connection_class is None or not connection_class.__name__.startswith("SSL"):
-        return None
-    names = {key: value for key, value in where.items() if key.startswith("ssl_")}
-    context: ssl.SSLContext = connection_class(host=where.get("host", ""), **names).ssl_context.get()
-    return context
-
-
-def check_version(hello: dict[bytes, Any]) -> str:
-    """The server's name and version from the reply to HELLO.
-
-    Raises:
-        RedisError: the server is older than Redis 7, whose pushes can land inside a reply.
-    """
-    version = hello.get(b"version", b"?").decode()
-    name = hello.get(b"server", b"redis").decode()
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if numbers and numbers < LOWEST_VERSION:
-        raise RedisError(f"{name} {version} is too old: Redis 7 or Valkey is needed")
-    return f"{name} {version}"

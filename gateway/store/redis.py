@@ -7,18 +7,18 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-import hiredis
-
-from gateway.store.answer import Answer, Down, RedisDown, RedisTimeout, Reply
-from gateway.store.link import Link, LinkOptions, pack
+from gateway.store.answer import Answer, Down, RedisDown, RedisTimeout, Reply, Waiting
+from gateway.store.asked import Gathered, Reading, Run, Several
+from gateway.store.cluster import Cluster
+from gateway.store.link import Link, LinkOptions
 from gateway.store.mirror import Mirror
+from gateway.store.prepared import CACHING_YES, Call, Gets, Part, Read, key_of, pack
 from gateway.store.script import Script
+from gateway.store.topology import Primary, primary_of
+from gateway.store.url import parse
 
 logger = logging.getLogger("gateway.redis")
 
-Part = bytes | str | int | float
-
-CACHING_YES: Final = pack(("CLIENT", "CACHING", "YES"))
 MAX_COMPLAINTS: Final = 1000
 # Characters of the last part of a key that the log shows.
 SHOWN: Final = 8
@@ -26,50 +26,6 @@ SHOWN: Final = 8
 READS: Final = frozenset(
     {"GET", "MGET", "HGETALL", "HGET", "HMGET", "EXISTS", "TTL", "PTTL", "TYPE", "STRLEN", "ZSCORE"}
 )
-
-
-class Call:
-    """A script call, prepared: ask it as often as you like. Keep it where the same call is made again and again.
-
-    Args:
-        keys: all in one hash tag.
-        bulk: see `Redis.ask`.
-    """
-
-    __slots__ = ("args", "bulk", "keys", "packed", "script")
-
-    def __init__(self, script: Script, keys: Sequence[Part], args: Sequence[Part] = (), *, bulk: bool = False) -> None:
-        self.script = script
-        self.keys = tuple(_key(key) for key in keys)
-        self.args = args
-        self.bulk = bulk
-        self.packed = pack(("EVALSHA", script.sha, len(self.keys), *self.keys, *args))
-
-
-class Read:
-    """A reading command, or a script that only reads, on one key; prepared. See `Redis.read` for the arguments."""
-
-    __slots__ = ("bulk", "command", "key", "packed", "parse")
-
-    def __init__(
-        self, command: str | Script, key: Part, *, parse: Callable[[Any], Any] | None = None, bulk: bool = False
-    ) -> None:
-        self.command = command
-        self.key = _key(key)
-        self.parse = parse
-        self.bulk = bulk
-        self.packed = b""  # made when it is first needed: the mirror answers most
-
-
-class Gets:
-    """GETs on several keys, prepared; all with the same `bulk`."""
-
-    __slots__ = ("bulk", "packed", "parsing")
-
-    def __init__(self, reads: Sequence[Read]) -> None:
-        self.parsing = [(number, read) for number, read in enumerate(reads) if read.parse is not None]
-        self.bulk = reads[0].bulk
-        self.packed = pack(("MGET", *[read.key for read in reads]))
 
 
 class Redis:
@@ -82,6 +38,9 @@ class Redis:
         options: where Redis is and within which bounds.
         mirror_bytes: the mirror's bound; 0 turns it off.
         prefix: what the names of all keys begin with.
+
+    Raises:
+        ValueError: the URL is wrong.
     """
 
     def __init__(self, options: LinkOptions, *, mirror_bytes: int = 64 << 20, prefix: str = "gateway") -> None:
@@ -91,40 +50,73 @@ class Redis:
         """Grows by one with each flush; asks with the same tick share their round trip."""
         self.asked = 0
         """How many questions went to Redis (the mirror's answers do not count)."""
-        self._loop = asyncio.get_running_loop()
-        self._main = Link(options, self._on_push, self._on_state, name="main")
-        self._bulk = Link(options, self._on_push, self._on_state, name="bulk")
+        self.loop = asyncio.get_running_loop()
+        self._scripts: dict[bytes, Script] = {}
         self._scheduled = False
-        self._reading: dict[bytes, _Reading] = {}
+        self._on_links: Callable[[], None] | None = None
+        place = parse(options.url)
+        # One server has a main and a bulk link. In a cluster there are many, and the key tells which.
+        self._cluster: Cluster | None = None
+        self._primary: Primary | None = None
+        self._main: Link | None = None
+        self._bulk: Link | None = None
+        if place.kind == "cluster":
+            self._cluster = Cluster(
+                place,
+                options,
+                self.mirror,
+                self._on_push,
+                self._on_state,
+                self._scripts,
+                self.send,
+                self._links_changed,
+            )
+        else:
+            self._primary = primary_of(place, options, self._on_push, self._on_state, self._scripts)
+            self._main, self._bulk = self._primary.links
+        self._reading: dict[bytes, Reading] = {}
         self._complained: set[bytes] = set()
 
     def __repr__(self) -> str:
-        return f"<Redis {self._main!r} {self._bulk!r} {self.mirror!r}>"
+        return f"<Redis {self._cluster or self._primary!r} {self.mirror!r}>"
 
     @property
     def up(self) -> bool:
-        """Whether questions are answered now."""
-        return self._main.up and self._bulk.up
+        """Whether all questions are answered now."""
+        return self._cluster.up if self._cluster is not None else all(link.up for link in self.links)
+
+    @property
+    def why_down(self) -> str:
+        """What is in the way, for an operator; empty where nothing is."""
+        reasons = [f"{link.name}: {link.why_down}" for link in self.links if not link.up]
+        if self._cluster is not None and self._cluster.why_down:
+            reasons.insert(0, self._cluster.why_down)
+        return "; ".join(reasons)
 
     @property
     def links(self) -> tuple[Link, ...]:
-        return (self._main, self._bulk)
+        """All there are now; those of a cluster come and go."""
+        return self._of_any().links
+
+    def watch_links(self, changed: Callable[[], None]) -> None:
+        """Call this when links have come or gone."""
+        self._on_links = changed
 
     async def start(self) -> None:
         """Connect. Returns after the first try, whether it succeeded or not: the links keep trying."""
-        await asyncio.gather(*(link.start() for link in self.links))
+        await self._of_any().start()
 
     async def stop(self) -> None:
         self._flush()
-        await asyncio.gather(*(link.stop() for link in self.links))
+        await self._of_any().stop()
 
     def register(self, *scripts: Script) -> None:
         """Have scripts loaded on every connect, so that no request meets `NOSCRIPT`. Call it in `Plugin.start`."""
         for script in scripts:
+            self._scripts[script.sha] = script
             for link in self.links:
-                link.scripts[script.sha] = script
                 if link.up:
-                    self._send(link, pack(("SCRIPT", "LOAD", script.source)), None)
+                    self.send(link, pack(("SCRIPT", "LOAD", script.source)), None)
 
     # -- questions ---------------------------------------------------------------------------------
 
@@ -135,13 +127,13 @@ class Redis:
             bulk: the value is large: use the link that cannot delay a limit decision. A key must always be
                 asked with the same `bulk`, or its invalidation could overtake its reply.
         """
-        link = self._bulk if bulk else self._main
+        link = (self._bulk if bulk else self._main) or self._link_for(command, bulk)
         if not link.open:
             return Down(self._why(link))
         if command[0] not in READS and len(command) > 1:
-            self.mirror.drop(_key(command[1]))
+            self.mirror.drop(key_of(command[1]))
         reply = Reply()
-        self._send(link, pack(command), reply)
+        self.send(link, pack(command), reply)
         return reply
 
     def run(self, script: Script, keys: Sequence[Part], args: Sequence[Part] = (), *, bulk: bool = False) -> Answer:
@@ -150,13 +142,13 @@ class Redis:
 
     def call(self, call: Call) -> Answer:
         """The same with a prepared call."""
-        link = self._bulk if call.bulk else self._main
+        link = (self._bulk if call.bulk else self._main) or self._link_of(call)
         if not link.open:
             return Down(self._why(link))
         for key in call.keys:
             self.mirror.drop(key)
-        reply = _Run(self, call)
-        self._send(link, call.packed, reply)
+        reply = Run(self, call)
+        self.send(link, call.packed, reply)
         return reply
 
     def read(
@@ -189,18 +181,18 @@ class Redis:
             reading = self._reading.get(name)
             if reading is not None:
                 return reading
-        link = self._bulk if read.bulk else self._main
+        link = (self._bulk if read.bulk else self._main) or self._link_of(read)
         if not link.open:
             return Down(self._why(link))
-        reading = _Reading(self, name, read.parse)
+        reading = Reading(self, name, read.parse)
         if mirrored:
             self._reading[name] = reading
-            self._send(link, CACHING_YES, None)
+            self.send(link, CACHING_YES, None)
         if not read.packed:
             command = read.command
             # By its source, as nobody would load it where Redis has forgotten the hash.
             read.packed = pack(("EVAL_RO", command.source, 1, name) if type(command) is Script else (command, name))
-        self._send(link, read.packed, reading)
+        self.send(link, read.packed, reading, name if mirrored else None)
         return reading
 
     def gets(self, gets: Gets) -> Answer:
@@ -210,49 +202,86 @@ class Redis:
         read, counts as absent.
         """
         link = self._bulk if gets.bulk else self._main
+        if link is None:
+            return self._gets_of_slots(gets)
+        return self._gets(gets, link)
+
+    def _gets_of_slots(self, gets: Gets) -> Answer:
+        answers = [self._gets(part, self._link_of(part)) for part, _ in gets.by_slot]
+        return Gathered(answers, [places for _, places in gets.by_slot])
+
+    def _gets(self, gets: Gets, link: Link) -> Answer:
         if not link.open:
             return Down(self._why(link))
-        reply = _Gets(self, gets)
-        self._send(link, gets.packed, reply)
+        reply = Several(self, gets)
+        self.send(link, gets.packed, reply)
         return reply
 
     def tell(self, *command: Part, bulk: bool = False) -> None:
         """A command whose reply nobody waits for. While the link is down it is lost."""
-        link = self._bulk if bulk else self._main
+        link = (self._bulk if bulk else self._main) or self._link_for(command, bulk)
         if not link.open:
             return
         if len(command) > 1:
-            self.mirror.drop(_key(command[1]))
-        self._send(link, pack(command), None)
+            self.mirror.drop(key_of(command[1]))
+        self.send(link, pack(command), None)
 
     def last_known(self, key: Part, seconds: float = float("inf")) -> Any:
         """While the connection is lost: what was mirrored of a key then, unless Redis has been silent for so many
         seconds; else None. It may have changed since, and nobody has told: for who has chosen to live with that.
         """
-        return self.mirror.lost(_key(key), self._loop.time() - seconds)
+        return self.mirror.lost(key_of(key), self.loop.time() - seconds)
 
     def forget(self, key: Part) -> None:
         """Answer for a key only once it was read again, by `last_known` too."""
-        self.mirror.forget(_key(key))
+        self.mirror.forget(key_of(key))
 
     def changed(self, key: Part) -> asyncio.Future[None]:
         """A future that is done once Redis withdraws a key that was read, or the link is lost; cancel it after use."""
-        return self.mirror.watch(_key(key))
+        return self.mirror.watch(key_of(key))
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _send(self, link: Link, packed: bytes, entry: Any) -> None:
+    def _of_any(self) -> Cluster | Primary:
+        found = self._cluster or self._primary
+        assert found is not None
+        return found
+
+    def _link_of(self, question: Call | Read | Gets) -> Link:
+        assert self._cluster is not None
+        return self._cluster.link_of(question)
+
+    def _link_for(self, command: Sequence[Part], bulk: bool) -> Link:
+        assert self._cluster is not None
+        return self._cluster.link_for(key_of(command[1]) if len(command) > 1 else b"", bulk)
+
+    def send(self, link: Link, packed: bytes, entry: Waiting | None, mirrored: bytes | None = None) -> None:
+        """Put a command on a link, and have it leave with this tick's write. For this package only.
+
+        Args:
+            mirrored: the key, where the reply is to be kept in the mirror.
+        """
+        if self._cluster is not None:
+            entry = self._cluster.routed(packed, entry, mirrored)
         self.asked += 1
         link.put(packed, entry)
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._flush)
+            self.loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._scheduled = False
         self.tick += 1
-        self._main.flush()
-        self._bulk.flush()
+        if self._main is not None and self._bulk is not None:
+            self._main.flush()
+            self._bulk.flush()
+        else:
+            for link in self.links:
+                link.flush()
+
+    def _links_changed(self) -> None:
+        if self._on_links is not None:
+            self._on_links()
 
     def _on_push(self, push: list[Any]) -> None:
         if push[0] == b"invalidate":
@@ -263,7 +292,8 @@ class Redis:
         if self.up:
             self.mirror.clear()
         else:
-            self.mirror.lose(min([link.heard for link in self.links if not link.up]))
+            heard = [link.heard for link in self.links if link.connects and not link.up]
+            self.mirror.lose(min(heard, default=self.loop.time()))
 
     @staticmethod
     def _why(link: Link) -> RedisDown:
@@ -290,111 +320,7 @@ class Redis:
             logger.warning("redis: %s holds %s; it counts as absent", shown(key), what)
 
 
-class _Reading(Reply):
-    """A read in flight: all who ask meanwhile share its reply."""
-
-    __slots__ = ("_key", "_parse", "_redis")
-
-    def __init__(self, redis: Redis, key: bytes, parse: Callable[[Any], Any] | None) -> None:
-        # Not by super(): this runs for each question.
-        self.ready = False
-        self.value = self.error = self._callback = None
-        self._redis = redis
-        self._key = key
-        self._parse = parse
-
-    def settle(self, reply: Any) -> None:
-        redis, key = self._redis, self._key
-        if redis._reading.get(key) is self:
-            del redis._reading[key]
-        if type(reply) is hiredis.ReplyError:
-            if not str(reply).startswith("WRONGTYPE"):
-                super().settle(reply)
-                return
-            redis.complain(key, "a value of another type")
-            value = None
-        else:
-            value = redis.parsed(self._parse, key, reply)
-        if redis.mirror.max_bytes:
-            redis.mirror.put(key, value, weight(reply))
-        if not self.ready:
-            self.value = value
-            self._arrived()
-
-    def fail(self, error: RedisDown) -> bool:
-        # A late reply may still come: who asks from now on must ask anew.
-        if self._redis._reading.get(self._key) is self:
-            del self._redis._reading[self._key]
-        return super().fail(error)
-
-
-class _Gets(Reply):
-    """An MGET in flight."""
-
-    __slots__ = ("_gets", "_redis")
-
-    bulky = True
-
-    def __init__(self, redis: Redis, gets: Gets) -> None:
-        super().__init__()
-        self._redis = redis
-        self._gets = gets
-
-    def settle(self, reply: Any) -> None:
-        if type(reply) is list:
-            for number, read in self._gets.parsing:
-                reply[number] = self._redis.parsed(read.parse, read.key, reply[number])
-        super().settle(reply)
-
-
-class _Run(Reply):
-    """A script call in flight; sends the source where Redis has forgotten the hash."""
-
-    __slots__ = ("_call", "_redis")
-
-    def __init__(self, redis: Redis, call: Call) -> None:
-        self.ready = False
-        self.value = self.error = self._callback = None
-        self._redis = redis
-        self._call: Call | None = call
-
-    def settle(self, reply: Any) -> None:
-        if type(reply) is hiredis.ReplyError:
-            if not self._sent_again(reply):
-                super().settle(reply)
-        elif not self.ready:
-            self.value = reply
-            self._arrived()
-
-    def _sent_again(self, error: hiredis.ReplyError) -> bool:
-        """Whether it was the hash that was not known, and the source is on its way now."""
-        call, self._call = self._call, None
-        if call is None or not str(error).startswith("NOSCRIPT"):
-            return False
-        redis = self._redis
-        link = redis._bulk if call.bulk else redis._main
-        if link.up:
-            packed = pack(("EVAL", call.script.source, len(call.keys), *call.keys, *call.args))
-            redis._send(link, packed, self)
-        return link.up
-
-
-def _key(key: Part) -> bytes:
-    return key if type(key) is bytes else str(key).encode()
-
-
 def shown(key: bytes) -> str:
     """A key's name for the log. Its last part may be a secret (a session's id): it is shortened."""
     name, colon, last = key.decode("utf-8", "replace").rpartition(":")
     return f"{name}{colon}{last if len(last) <= SHOWN else last[:SHOWN] + '...'}"
-
-
-def weight(reply: Any) -> int:
-    """About how many bytes a reply takes."""
-    if isinstance(reply, bytes | str):
-        return len(reply)
-    if isinstance(reply, dict):
-        return sum(weight(key) + weight(value) + 100 for key, value in reply.items())
-    if isinstance(reply, list | tuple | set):
-        return sum(weight(item) + 50 for item in reply)
-    return 32

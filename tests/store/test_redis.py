@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 import pytest
 import redis.asyncio
 
-from gateway.store import Known, Redis, RedisDown, RedisError, RedisTimeout, Script
-from gateway.store.link import LinkOptions, check_version
+from gateway.store import Known, RedisDown, RedisError, RedisTimeout, Script
+from gateway.store.handshake import check_version
 from tests.harness import Valkey, eventually, free_port
-
-MakeStore = Callable[..., Awaitable[Redis]]
-
-
-@pytest.fixture
-async def make() -> AsyncIterator[MakeStore]:
-    made: list[Redis] = []
-
-    async def start(url: str, *, mirror_bytes: int = 1 << 20, **options: Any) -> Redis:
-        options = {"backoff_base": 0.01, "backoff_max": 0.05, **options}
-        store = Redis(LinkOptions(url, **options), mirror_bytes=mirror_bytes)
-        made.append(store)
-        await store.start()
-        return store
-
-    yield start
-    for store in made:
-        await store.stop()
+from tests.store.conftest import MakeStore
 
 
 async def test_the_questions_of_one_tick_leave_in_one_write(make: MakeStore, redis_url: str) -> None:

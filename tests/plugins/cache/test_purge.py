@@ -396,7 +396,7 @@ async def test_a_change_that_could_not_be_purged_is_purged_later(
     await ask(node)
     assert (await ask(node)).cache == "HIT"
     own_valkey.pause()
-    plugin._store._redis._main._drop("lost")  # what is on its way is lost with it
+    plugin._store._redis._main.drop("lost")  # what is on its way is lost with it
     assert (await ask(node, changed, method="PUT")).status == 200
     own_valkey.resume()
 

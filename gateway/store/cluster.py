@@ -1,0 +1,357 @@
+"""A cluster: which primary has which slot, and how a worker notices that this has changed.
+
+theory of operation
+A primary tells a worker of changes only to keys of its own slots. When a slot moves to another one, those keys that are
+there are withdrawn, but not those that were absent: "this token is not revoked" would stay in the mirror for ever, and
+while the slot is on its way absent keys are already written elsewhere. So each primary is asked, every half
+`redis.max_silence`, which slots it has and which are on their way (its own line of `CLUSTER NODES`; nobody knows
+better), and whether it still is in touch with the others (`CLUSTER INFO`). Whatever is not as it was empties the
+mirror, and what lies in a slot on its way is not kept. A primary that does not answer that question in time is not
+believed either.
+
+`MOVED` changes the table at once, for one slot; then all of it is read again from the node that was named, at most
+every `REFRESH_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Iterable
+from typing import Any, Final, cast
+
+from redis.exceptions import RedisError as ClientError
+
+from gateway.store.answer import RedisDown, RedisError, Reply, Waiting
+from gateway.store.clients import make_node_client
+from gateway.store.handshake import Owner
+from gateway.store.link import Link, LinkOptions
+from gateway.store.mirror import Mirror
+from gateway.store.prepared import CACHING_YES, Call, Gets, Read, pack
+from gateway.store.resent import ASKING, Routed
+from gateway.store.script import Script
+from gateway.store.slots import NO_SLOT, SLOTS, Own, addresses, own_line, slot_of
+from gateway.store.topology import Primary, fixed
+from gateway.store.url import Address, Place
+
+logger = logging.getLogger("gateway.redis")
+
+NOTHING: Final = Own(primary=True, ranges=(), migrating=frozenset())
+REFRESH_SECONDS: Final = 0.2
+"""The table is read at most so often by a worker."""
+DISCOVERY_SECONDS: Final = 1.0
+"""A node that has not told the table by then is passed over for the next one."""
+
+NO_CLUSTER: Final = 'it is no cluster: expected "redis://HOST:PORT"'
+
+Table = list[Primary | None]
+
+
+class Cluster:
+    """The primaries of a cluster.
+
+    Args:
+        place: some of its nodes.
+        options: within which bounds.
+        mirror: out of which goes what is not to stay.
+        on_push: called with each push message.
+        on_state: called when the mirror may not be true any more.
+        scripts: what is loaded on each connection, by hash.
+        send: puts a command on a link and has it flushed.
+        on_links: called when links have come or gone.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        options: LinkOptions,
+        mirror: Mirror,
+        on_push: Callable[[list[Any]], None],
+        on_state: Callable[[bool], None],
+        scripts: dict[bytes, Script],
+        send: Callable[[Link, bytes, Waiting | None], None],
+        on_links: Callable[[], None],
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.send = send
+        self.epoch = 0
+        """Grows when it may be that another server than before tells of changes."""
+        self.moving: set[int] = set()
+        """Slots on their way to another primary."""
+        self.refreshes = 0
+        self._place = place
+        self._options = options
+        self._mirror = mirror
+        self._on_push = on_push
+        self._empty_mirror = on_state
+        self._scripts = scripts
+        self._on_links = on_links
+        self._primaries: dict[Address, Primary] = {}
+        self._table: Table = [None] * SLOTS
+        # Where slots are on their way to.
+        self._expecting: set[Address] = set()
+        self._own: dict[Address, Own] = {}
+        self._closing = False
+        self._blind = False  # whether nobody told the table, and that was said
+        # Where a slot has no server: a link that is never up.
+        self._nowhere = Link(options, self._owner(("", 0)), "none")
+        self._hint: Address | None = None
+        self._wanted = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Cluster {self._primaries!r}>"
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        return tuple([link for primary in self._primaries.values() for link in primary.links])
+
+    @property
+    def up(self) -> bool:
+        """Whether each slot has a server, and all of them are connected."""
+        return None not in self._table and all(link.up for link in self.links)
+
+    @property
+    def why_down(self) -> str:
+        """Why some slots have no server; empty if all have."""
+        return self._nowhere.why_down if None in self._table else ""
+
+    # -- which link --------------------------------------------------------------------------------
+
+    def link_of(self, question: Call | Read | Gets) -> Link:
+        """The link for a prepared question."""
+        slot = question.slot
+        if slot == NO_SLOT:
+            slot = question.slot = slot_of(question.key)
+        primary = self._table[slot]
+        return self._nowhere if primary is None else primary.bulk if question.bulk else primary.main
+
+    def link_for(self, key: bytes, bulk: bool) -> Link:
+        """The link for a command on a key."""
+        primary = self._table[slot_of(key)]
+        return self._nowhere if primary is None else primary.bulk if bulk else primary.main
+
+    def routed(self, packed: bytes, entry: Waiting | None, mirrored: bytes | None) -> Waiting | None:
+        """Who waits for the reply to a command, in place of `entry`."""
+        if packed is CACHING_YES or packed is ASKING or isinstance(entry, Routed):
+            return entry
+        return Routed(self, packed, entry, mirrored)
+
+    # -- what replies tell -------------------------------------------------------------------------
+
+    def moved(self, slot: int, address: Address) -> None:
+        """A server has said that another one has a slot."""
+        there = self.at(address)
+        if self._table[slot] is not there:
+            self._table[slot] = there
+            self._distrust()
+        self._hint = address
+        self.look_again()
+
+    def is_moving(self, slot: int, address: Address) -> None:
+        """A server has said that a slot is on its way to another one, which may have none yet."""
+        self._expecting.add(address)
+        if slot not in self.moving:
+            self.moving.add(slot)
+            self._distrust()
+
+    def at(self, address: Address) -> Primary:
+        """The primary at an address, which may be new."""
+        primary = self._primaries.get(address)
+        if primary is None:
+            primary = self._add(address)
+            self._do(primary.start())
+        return primary
+
+    def look_again(self) -> None:
+        """Have the table read."""
+        self._wanted.set()
+
+    def trusts(self, key: bytes, epoch: int) -> bool:
+        """Whether changes to a key that was asked for in an epoch are told by the server that was asked."""
+        return epoch == self.epoch and not (self.moving and slot_of(key) in self.moving)
+
+    def settle_untrusted(self, entry: Waiting, reply: Any, key: bytes) -> None:
+        """Hand on a reply that is not to stay in the mirror, nor to prove anything that does."""
+        self._mirror.invalidations += 1
+        entry.settle(reply)
+        self._mirror.drop(key)
+
+    # -- keeping it true ---------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Read the table and connect. Returns after the first try, whether it succeeded or not."""
+        await self._refresh()
+        self._keeper = self.loop.create_task(self._keep())
+        if self._tasks:
+            await asyncio.gather(*self._tasks)
+
+    async def stop(self) -> None:
+        self._closing = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        await asyncio.gather(*(primary.stop() for primary in self._primaries.values()))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _keep(self) -> None:
+        pause = self._options.max_silence / 2
+        # Not all workers of a fleet at once.
+        next_check = self.loop.time() + pause * random.uniform(0.5, 1)  # noqa: S311
+        failures, delay = 0, 0.0
+        # Not ended by the cancellation alone: redis-py may take it for its own.
+        while not self._closing:
+            await asyncio.sleep(delay)
+            delay = 0.0
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(next_check):
+                    await self._wanted.wait()
+            if self._wanted.is_set() or not self.up:
+                self._wanted.clear()
+                failures = 0 if await self._refresh() and self.up else failures + 1
+                ceiling = min(self._options.backoff_max, self._options.backoff_base * 2 ** min(failures, 16))
+                if not self.up:
+                    # A failover takes seconds: ask again until another server has the slots.
+                    self._wanted.set()
+                delay = max(REFRESH_SECONDS, random.uniform(0, ceiling))  # noqa: S311
+            if self.loop.time() >= next_check:
+                next_check = self.loop.time() + pause
+                await self._check()
+
+    async def _check(self) -> None:
+        """Ask each primary for its slots, and believe only what is as it was."""
+        told = await asyncio.gather(*(self._told_by(*known) for known in list(self._primaries.items())))
+        moving = {slot for own in told if own is not None for slot in own.migrating}
+        if self.moving and not moving:
+            self.look_again()
+        if moving or self.moving or None in told:
+            self.moving = moving
+            self._distrust()
+
+    async def _told_by(self, address: Address, primary: Primary) -> Own | None:
+        """What a primary says of itself; None where it is not as it was."""
+        if not primary.main.up:
+            return NOTHING  # its end has emptied the mirror, and so will its return
+        try:
+            nodes, info = await asyncio.gather(
+                self._ask(primary.main, "CLUSTER", "NODES"), self._ask(primary.main, "CLUSTER", "INFO")
+            )
+            own = own_line(nodes)
+        except (RedisError, ValueError) as error:
+            logger.debug("redis: %s:%d does not tell its slots: %s", *address, error)
+            return None
+        if own != self._own.get(address):
+            if not own.primary or own.slots() != {slot for slot, there in enumerate(self._table) if there is primary}:
+                self.look_again()
+                return None
+            self._own[address] = own
+        return own if b"cluster_state:ok" in info else None
+
+    async def _ask(self, link: Link, *words: str) -> bytes:
+        if not link.open:
+            raise RedisDown(link.why_down)
+        reply = Reply()
+        self.send(link, pack(words), reply)
+        told: bytes = await reply
+        return told
+
+    def _distrust(self) -> None:
+        self.epoch += 1
+        self._empty_mirror(self.up)
+
+    def _on_state(self, up: bool) -> None:
+        self._empty_mirror(up)
+        if not up:
+            self.look_again()
+
+    # -- the table ---------------------------------------------------------------------------------
+
+    async def _refresh(self) -> bool:
+        """Read the table from whoever tells it; whether anybody did."""
+        self.refreshes += 1
+        reasons: list[str] = []
+        for address in self._whom_to_ask():
+            try:
+                self._take_over(await self._read_table(address))
+            except (ClientError, OSError, TimeoutError, RedisDown) as error:
+                text = str(error) or "no answer in time"
+                reasons.append(NO_CLUSTER if "cluster support disabled" in text else f"{name_of(address)}: {text}")
+            else:
+                self._blind = False
+                return True
+        why = f"no node of the cluster tells its slots: {reasons[0]}"
+        if not self._blind:
+            self._blind = True
+            logger.error("redis: %s; trying again in the background", why)
+        self._nowhere.why_down = why
+        return False
+
+    def _whom_to_ask(self) -> Iterable[Address]:
+        hint, self._hint = self._hint, None
+        known = [address for address, primary in self._primaries.items() if primary.main.up]
+        random.shuffle(known)
+        others = [*self._primaries, *self._place.hosts]
+        return dict.fromkeys([*([hint] if hint else []), *known, *others])
+
+    async def _read_table(self, address: Address) -> list[tuple[int, int, Address]]:
+        """The table as one node sees it.
+
+        Raises:
+            RedisDown: it has none.
+        """
+        host, port = address
+        async with (
+            asyncio.timeout(DISCOVERY_SECONDS),
+            make_node_client(self._place, host, port, DISCOVERY_SECONDS) as client,
+        ):
+            found = addresses(await cast(Any, client).execute_command("CLUSTER SLOTS"), host)
+        if not found:
+            raise RedisDown("it knows no slots")
+        return found
+
+    def _take_over(self, ranges: list[tuple[int, int, Address]]) -> None:
+        table: Table = [None] * SLOTS
+        served = {address for _, _, address in ranges}
+        before = set(self._primaries)
+        for address in served - before:
+            self._do(self._add(address).start())
+        for first, last, address in ranges:
+            table[first : last + 1] = [self._primaries[address]] * (last + 1 - first)
+        if table != self._table:
+            self._table = table
+            self._own.clear()
+            self._distrust()
+        if not self.moving:
+            self._expecting.clear()
+        gone = before - served - self._expecting
+        for address in gone:
+            self._own.pop(address, None)
+            self._do(self._primaries.pop(address).stop())
+        self._nowhere.why_down = "the slot has no server"
+        if served - before or gone:
+            names = ", ".join(sorted(map(name_of, self._primaries)))
+            logger.info("redis: the cluster's primaries are %s", names)
+        if gone:
+            self._on_links()
+
+    def _add(self, address: Address) -> Primary:
+        primary = self._primaries[address] = Primary(self._options, self._owner(address), name_of(address))
+        self._on_links()
+        return primary
+
+    def _owner(self, address: Address) -> Owner:
+        return Owner(self._place, fixed(address), self._on_push, self._on_state, self._scripts)
+
+    def _do(self, work: Any) -> None:
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def name_of(address: Address) -> str:
+    """`host:port`."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
