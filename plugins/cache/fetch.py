@@ -35,6 +35,7 @@ from plugins.cache.store import INDEX_SECONDS
 from plugins.cache.syntax import MAX_VARY
 from plugins.cache.tags import tags_for
 from plugins.cache.tee import ENDLESS, close, whole
+from plugins.cache.vary import selecting
 
 logger = logging.getLogger("gateway.cache")
 
@@ -60,6 +61,7 @@ class Errand:
         self._call_next = call_next
         self._changes = request.changes
         self._turned = False
+        self._elsewhere = False
         self._began = fetcher.clock()
 
     async def look(self) -> Landing | None:
@@ -79,13 +81,17 @@ class Errand:
             return Landing(FOUND, self.place, entry=found) if fresh else None
         if isinstance(found, Index):
             # Without names it says that the answer has just been stored where it is for all.
-            return Landing(AGAIN, self.place) if found.names or found.made >= self._began else None
+            return Landing(AGAIN, self.place) if found.names or found.made > self._began else None
         return Landing(ALONE, self.place)
 
     async def fetch(self, owner: str, since: int, answer: Answer) -> Landing:
         """Get the answer and store it if that is allowed; the lock is released either way."""
         request, clock = self._request, self._fetcher.clock
         known, standing = await self._before()
+        if self._elsewhere:
+            self._store.release(self.place, owner)
+            self._fetcher.lookup.targets.learn(request, self._visit.target)
+            return Landing(AGAIN, self.place)
         self._changes = dict(request.changes)
         sent = clock()
         try:
@@ -138,14 +144,30 @@ class Errand:
         Before the fetch: what is purged while it lasts is not stored as if it was made afterwards.
         """
         store, visit = self._store, self._visit
-        part = store.peek(visit.place.part.entry) if visit.stale is None else None
+        part = common = None
+        if visit.stale is None:
+            part = store.peek(visit.place.part.entry)
+            if not visit.at_common and visit.target.common is not None:
+                common = store.peek(visit.target.common.entry)
         names = visit.address.generations
         standing = dict(zip(names, await store.generations(names), strict=True))
+        if common is not None:
+            (stored,) = await common
+            self._elsewhere = await self._is_for_all(stored)
         if part is None:
             return visit.stale, standing
         (stored,) = await part
         found = await self._fetcher.lookup.part(visit, stored)
         return found if isinstance(found, Entry) else None, standing
+
+    async def _is_for_all(self, stored: Stored | None) -> bool:
+        """Whether this, from the address for all, leads to a fresh answer that is for all."""
+        common = self._visit.target.common
+        assert common is not None
+        if isinstance(stored, Index):
+            place = common.variant(stored.names, selecting(self._request, stored.names, self._request.changes))
+            (stored,) = await self._store.peek(place.entry)
+        return isinstance(stored, Entry) and stored.common and stored.plan.expires > self._fetcher.clock()
 
     async def _save(
         self,

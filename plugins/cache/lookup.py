@@ -98,41 +98,26 @@ class Lookup:
     async def find(self, visit: Visit, request: Request) -> Entry | Uncacheable | None:
         """What is stored for the request and not purged; it may be stale. Fills in `address`, `place` and `index`.
 
-        Where nothing is, these are of the address to look at first.
-
         Raises:
             RedisError: Redis cannot tell.
         """
-        target = visit.target
-        found = await self._found(visit, request)
-        if found is not None or target.common is None:
-            return found
-        at_common, first = visit.at_common, (visit.address, visit.place, visit.index)
-        visit.turn(target.own if at_common else target.common, at_common=not at_common)
-        found = await self._found(visit, request)
-        # What has ended there says nothing about what is fetched now.
-        if type(found) is not Entry or found.plan.expires <= self._clock():
-            visit.turn(first[0], at_common=at_common)
-            _, visit.place, visit.index = first
-            return None
-        if at_common:
-            self.targets.forget(request, target)
-        else:
-            self.targets.learn(request, target)
-        return found
+        return self._mine(visit, await self._stored(visit, request))
 
     async def part(self, visit: Visit, stored: Stored | None) -> Entry | Uncacheable | None:
         """What is left of what lies where a part may, `visit.place.part`."""
         found = await self.usable(visit, stored)
         return None if isinstance(found, Index) else self._mine(visit, found)
 
-    async def _found(self, visit: Visit, request: Request) -> Entry | Uncacheable | None:
-        return self._mine(visit, await self._stored(visit, request))
-
     @staticmethod
     def _mine(visit: Visit, found: Entry | Uncacheable | None) -> Entry | Uncacheable | None:
         """What is found, if it is for this request."""
         return found if not visit.at_common or (type(found) is Entry and found.common) else None
+
+    def turn(self, visit: Visit) -> None:
+        """Look where the answer for all lies, if by now it is known that there is one."""
+        common = visit.target.common
+        if common is not None and not visit.at_common and self.targets.commons.known(common.digest):
+            visit.turn(common, at_common=True)
 
     async def _stored(self, visit: Visit, request: Request) -> Entry | Uncacheable | None:
         if visit.answer is None:

@@ -200,20 +200,20 @@ def plan(
     expires = born if always else min(born + (found or 0.0), last)
     validator = "ETag" in fields or "Last-Modified" in fields
     windows = {**directives, "must-revalidate": None} if always else directives
+    while_revalidating = _window(windows, "stale-while-revalidate", rules.stale_while_revalidate)
+    if expires + while_revalidating <= received:
+        expires = born  # it is over before anybody could use it: see `never_fresh`
     made = Plan(
         born=born,
         refresh_from=window(received, expires, received - sent, rules.early) if expires > received else expires,
         expires=expires,
-        stale_until=min(expires + _window(windows, "stale-while-revalidate", rules.stale_while_revalidate), last),
+        stale_until=min(expires + while_revalidating, last),
         error_until=min(expires + _window(windows, "stale-if-error", rules.stale_if_error), last),
         # What the upstream says nothing about is not kept for that: nobody has asked for it to be stored.
         kept_until=min(max(expires, received) + rules.keep, last) if validator and found is not None else expires,
         strict=always or not STRICT.isdisjoint(directives),
         vary=vary,
     )
-    if made.expires <= received and made.stale_until <= received:
-        # It is over before anybody could use it: see `never_fresh`.
-        made = replace(made, refresh_from=born, expires=born)
     if found is None or made.ends <= received:
         return "no-cache" if always else "not-fresh"
     return made

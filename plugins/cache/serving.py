@@ -58,7 +58,9 @@ class Serving:
     async def serve(self, visit: Visit, request: Request, call_next: Handler) -> Response:
         """From the store if that will do, else from the upstream."""
         why = "fwd=uri-miss"
-        for _ in range(MAX_LOOKS):
+        for look in range(MAX_LOOKS):
+            if look:
+                self._lookup.turn(visit)
             found = await self._lookup.find(visit, request)
             if isinstance(found, Uncacheable):
                 if "only-if-cached" in visit.facts.asked:
@@ -67,7 +69,10 @@ class Serving:
                 if self._clock() < found.until - UNCACHEABLE_SECONDS + RETRY_SECONDS:
                     return await self._forward(request, call_next, why)
                 # One client's answer may not have been everybody's: nobody waits, but it is tried again.
-                return await self._alone(visit, request, call_next, why)
+                response = await self._alone(visit, request, call_next, why)
+                if response is not None:
+                    return response
+                continue
             if found is not None:
                 now = self._clock()
                 verdict = policy.judge(found.plan, visit.facts.asked, now)
@@ -86,16 +91,17 @@ class Serving:
             elif visit.index is not None:
                 why = "fwd=vary-miss"
             if found is None and visit.facts.ranges:
-                return await self._part(visit, request, call_next, why)
-            if "only-if-cached" in visit.facts.asked:
+                response = await self._part(visit, request, call_next, why)
+            elif "only-if-cached" in visit.facts.asked:
                 return not_stored()
-            if request.method == "HEAD":
+            elif request.method == "HEAD":
                 return await self._head(visit, request, call_next, why)
-            if visit.stale is not None and (why == "fwd=request" or visit.stale.plan.never_fresh):
-                return await self._alone(visit, request, call_next, why)
-            if "no-cache" in visit.facts.asked:
-                return await self._alone(visit, request, call_next, "fwd=request")
-            response = await self._fetch(visit, request, call_next, why)
+            elif visit.stale is not None and (why == "fwd=request" or visit.stale.plan.never_fresh):
+                response = await self._alone(visit, request, call_next, why)
+            elif "no-cache" in visit.facts.asked:
+                response = await self._alone(visit, request, call_next, "fwd=request")
+            else:
+                response = await self._fetch(visit, request, call_next, why)
             if response is not None:
                 return response
         return await self._forward(request, call_next, f"{why}; detail=moving")
@@ -141,8 +147,11 @@ class Serving:
             place = self._lookup.place_of(visit, request, landing.names, request.changes)
         return landing.place.digest == place.digest and await self._lookup.usable(visit, entry) is entry
 
-    async def _part(self, visit: Visit, request: Request, call_next: Handler, why: str) -> Response:
-        """A part of what is not stored whole: from a stored part, else from the upstream, to be stored as one."""
+    async def _part(self, visit: Visit, request: Request, call_next: Handler, why: str) -> Response | None:
+        """A part of what is not stored whole: from a stored part, else from the upstream, to be stored as one.
+
+        None: look again.
+        """
         found = await self._lookup.part(visit, await self._store.read(visit.place.part.entry))
         if isinstance(found, Entry):
             now = self._clock()
@@ -157,14 +166,18 @@ class Serving:
 
     async def _alone(
         self, visit: Visit, request: Request, call_next: Handler, why: str, kind: type[Errand] = Errand
-    ) -> Response:
-        """What others do not wait for: newer than what is stored, or a part. Unless somebody fetches it right now."""
+    ) -> Response | None:
+        """What others do not wait for: newer than what is stored, or a part. Unless somebody fetches it right now.
+
+        None: look again.
+        """
         landing = await self._flights.now(kind(self._fetcher, visit, request, call_next))
         if landing is None:
             return await self._forward(request, call_next, why)
         if landing.response is not None:
             return self._first(landing, visit, why)
-        assert landing.entry is not None
+        if landing.entry is None:
+            return None
         return await self._served(landing.entry, visit, call_next, STALE, f"{why}; detail=stale-if-error")
 
     async def _head(self, visit: Visit, request: Request, call_next: Handler, why: str) -> Response:
