@@ -9,6 +9,10 @@ from typing import Any, Final
 
 # Linux spreads connections over all sockets of a port; elsewhere only one of them would get any.
 ONE_EACH: Final = sys.platform == "linux"
+OPTIONS: Final = {
+    "server.listen": "--listen HOST:PORT, or GATEWAY_LISTEN in the environment",
+    "admin.listen": "--admin HOST:PORT, or GATEWAY_ADMIN_LISTEN in the environment",
+}
 
 
 class BindError(Exception):
@@ -134,7 +138,7 @@ def has_ipv6() -> bool:
 def explain(error: OSError, address: str, key: str) -> str:
     """Why an address cannot be bound, and what to do."""
     port = address.rpartition(":")[2]
-    option = "--listen HOST:PORT" if key == "server.listen" else f"{key} in the configuration"
+    option = OPTIONS.get(key, f"{key} in the configuration")
     if error.errno == errno.EADDRINUSE:
         return f"{key}: port {port} is in use already ({address}); stop what listens there, or take another: {option}"
     if error.errno == errno.EACCES:
