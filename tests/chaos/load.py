@@ -162,6 +162,7 @@ class Load:
     """Held while Redis is made to forget something: nobody can say what became of a write meanwhile."""
     _sessions: dict[str, str] = field(default_factory=dict)
     _logging_in: set[str] = field(default_factory=set)
+    _jobs: set[asyncio.Task[None]] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _http: aiohttp.ClientSession | None = None
 
@@ -175,20 +176,29 @@ class Load:
             user = f"u{number}"
             self._sessions[user] = await self.application.login(user)
         for job in (self._clients(), self._touch_tokens(), self._revoke_tokens()):
-            self._spawn(job)
+            self._spawn(job, self._jobs)
         return self
 
+    async def finish(self) -> None:
+        """Ask nothing more, and wait for all answers."""
+        for job in self._jobs:
+            job.cancel()
+        await asyncio.gather(*self._jobs, return_exceptions=True)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
+        for task in (*self._jobs, *self._tasks):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._jobs, *self._tasks, return_exceptions=True)
         assert self._http is not None
         await self._http.close()
 
-    def _spawn(self, job: Any) -> None:
+    @staticmethod
+    def _spawn(job: Any, tasks: set[asyncio.Task[None]]) -> None:
         task = asyncio.get_running_loop().create_task(job)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     # -- who asks when -----------------------------------------------------------------------------
 
@@ -230,7 +240,7 @@ class Load:
                         await self.application.revoke(self.token_of(token))
                         self.revoked[token] = time.monotonic()
                 await asyncio.sleep(0.05)
-            self._spawn(self._try(token))
+            self._spawn(self._try(token), self._jobs)
             await asyncio.sleep(REVOKE_EVERY - 0.05)
 
     async def _try(self, token: str) -> None:
@@ -251,7 +261,7 @@ class Load:
         if len(self._tasks) > MAX_IN_FLIGHT:
             sample.error = "too many requests in flight"
         else:
-            self._spawn(self._request(sample))
+            self._spawn(self._request(sample), self._tasks)
 
     async def _request(self, sample: Sample) -> None:
         assert self._http is not None
@@ -279,7 +289,7 @@ class Load:
             sample.took = time.monotonic() - sample.sent
             sample.error = f"{type(error).__name__} {error}".strip()
         if sample.status == 401 and who[0] == "u" and who not in self._logging_in:
-            self._spawn(self._login(who))
+            self._spawn(self._login(who), self._tasks)
 
     def _read(self, sample: Sample, answer: dict[str, Any]) -> None:
         sample.owner = answer["owner"]

@@ -159,6 +159,15 @@ async def half_open(stage: Stage) -> None:
     stage.repaired()
 
 
+@scenario("single", "half-open for a second")
+async def half_open_shortly(stage: Stage) -> None:
+    """Too short for the link to be given up: what was asked meanwhile has been done, and the answers come late."""
+    stage.relay.stall()
+    await asyncio.sleep(1.0)
+    stage.relay.heal()
+    stage.repaired()
+
+
 @scenario("single", "connections cut, in the middle of a reply")
 async def cut(stage: Stage) -> None:
     stage.relay.cut_after(100)

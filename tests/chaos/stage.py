@@ -177,6 +177,7 @@ async def play(topology: Topology, act: Act, pace: Pace, *, absent_at_start: boo
         before = [len(node.errors) for node in stage.nodes]
         await act(stage)
         await asyncio.sleep(pace.after)
+        await stage.load.finish()
         watching.cancel()
         stage.marks.ended = time.monotonic()
         load, marks = stage.load, stage.marks
