@@ -1,5 +1,7 @@
 """A shared HTTP cache (RFC 9111) for each identity, over all nodes: `[plugins.cache]` and `gateway cache ...`.
 
+config.py       the keys of `[plugins.cache]`
+
 The rules, as pure functions:
 
 syntax.py       the texts of fields that say something about caching
@@ -42,8 +44,8 @@ stampede.py     one at a time, in the worker and in the fleet
 fetch.py        from the upstream into the store
 fetcher.py      what fetches have in common
 exchange.py     what is asked of the upstream: all, whether it has changed, or the rest
-parts.py        of a part
-head.py         what a HEAD tells of what is stored
+parts.py        the same for a part of what is not stored whole
+head.py         a HEAD that goes to the upstream: what it tells of what is stored
 tee.py          a large body on its way to its client and into the store
 
 Beside requests, for those who look after it:
