@@ -23,14 +23,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import redis as redis_py
 import rich.console
 import typer
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from gateway.admin.context import Context, client, plugins_of, requests_at
 from gateway.admin.routes import AdminRoutes, Document, Query
 from gateway.config import FILE_NAME, Config, ConfigError, Overrides, redact
 from gateway.config.reading import UPSTREAM_URL, read, validate
 from gateway.plugin import Plugin
+from gateway.store.clients import make_client
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -200,15 +199,11 @@ def _redis_url(config: Config) -> str:
 
 def _client(url: str) -> Redis:
     try:
-        return redis_py.Redis.from_url(
-            url,
-            socket_timeout=TIMEOUT_SECONDS,
-            socket_connect_timeout=TIMEOUT_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-            client_name="gateway-console",
-        )
-    except ValueError as error:  # redis-py names the parameter, not its value
+        return make_client(url, TIMEOUT_SECONDS, "gateway-console")
+    except ValueError as error:  # its text does not repeat the URL
         raise _fail(f"redis.url: {error}", WRONG_CONFIG) from None
+    except redis_py.RedisError as error:
+        raise _fail(f"Redis at {redact(url)}: {error}") from None
 
 
 def _fail(message: str, code: int = 1) -> typer.Exit:

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import jwt
 from aiohttp import web
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from gateway.loader import built_in_modules
+from gateway.store.clients import make_async_client
 
 PRODUCTS: Final = (
     {"id": 1, "name": "Teapot", "price": 39.5},
@@ -24,6 +24,7 @@ PRODUCTS: Final = (
     {"id": 3, "name": "Cup", "price": 7.25},
 )
 SLOW_SECONDS: Final = 2.0
+REDIS_SECONDS: Final = 5.0
 TOKEN_SECONDS: Final = 3600
 MAX_USER: Final = 64
 MAX_BODY: Final = 16 << 10
@@ -153,7 +154,7 @@ def make_app(redis_url: Callable[[], str | None], prefix: str) -> web.Applicatio
 
 async def _create_session(url: str, prefix: str, user: str) -> str:
     session = built_in_modules()["session"]
-    async with Redis.from_url(url) as redis:
+    async with make_async_client(url, REDIS_SECONDS, "gateway-demo") as redis:
         return str(await session.create_session_async(redis, user, layout=session.Layout(prefix)))
 
 

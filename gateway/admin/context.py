@@ -137,19 +137,11 @@ def client(url: str, timeout: float) -> Redis:
     """A client that fails rather than waits: with its first command, after at most `timeout` seconds each time.
 
     Raises:
-        ValueError: redis-py cannot use the URL; its text does not repeat it.
+        ValueError: the URL is wrong; the text does not repeat it.
     """
-    from redis.asyncio import Redis
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
+    from gateway.store.clients import make_async_client
 
-    return Redis.from_url(
-        url,
-        socket_timeout=timeout,
-        socket_connect_timeout=timeout,
-        retry=Retry(NoBackoff(), 0),
-        client_name="gateway-admin",
-    )
+    return make_async_client(url, timeout, "gateway-admin")
 
 
 def requests_of(series: Iterable[tuple[str, str, float]]) -> Requests:

@@ -46,7 +46,9 @@ class RedisTable(Table):
     """The shared store."""
 
     url: RedisUrl = Field(
-        "embedded", description='"embedded" (a Valkey server started here), redis://, rediss:// or unix://.'
+        "embedded",
+        description='"embedded" (a Valkey server started here), redis://, rediss:// (TLS), unix://,'
+        " redis+sentinel://HOST,HOST/SERVICE or redis+cluster://HOST,HOST.",
     )
     prefix: str = Field("gateway", pattern=r"^[A-Za-z0-9_.:-]+$", description="What the names of all keys begin with.")
     state_dir: str = Field("", description='Where the embedded server keeps its data; empty: "~/.local/state/gateway".')

@@ -29,8 +29,6 @@ _SPAN_UNITS: Final = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, 
 _LABELS: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*")
 _METHOD: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
-REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
-
 
 def parse_size(value: Any) -> Any:
     """`"10 MiB"` or a number of bytes, as bytes."""
@@ -76,16 +74,10 @@ def _http_url(value: str) -> str:
 
 
 def _redis_url(value: str) -> str:
-    if value == "embedded":
-        return value
-    expected = 'expected "embedded", "redis://host:6379/0", "rediss://..." (TLS) or "unix:///path/to/socket"'
-    try:
-        parts = urlsplit(value)
-        _ = parts.port
-    except ValueError:  # its text would repeat a part of the URL
-        raise ValueError(f"{expected}; a password's special characters are percent-encoded") from None
-    if parts.scheme not in REDIS_SCHEMES or not value.startswith(f"{parts.scheme}://"):
-        raise ValueError(expected)
+    from gateway.store.url import parse  # not above: it brings all of redis-py, and few values are URLs of Redis
+
+    if value != "embedded":
+        parse(value)
     return value
 
 

@@ -30,6 +30,7 @@ def make_client(url: str, timeout: float, name: str) -> Redis:
     from redis.backoff import NoBackoff
     from redis.cluster import ClusterNode
     from redis.connection import SSLConnection
+    from redis.exceptions import RedisClusterException
     from redis.retry import Retry
     from redis.sentinel import Sentinel
 
@@ -38,7 +39,10 @@ def make_client(url: str, timeout: float, name: str) -> Redis:
     if place.kind == "cluster":
         retry = Retry(NoBackoff(), CLUSTER_TRIES)
         nodes = [cast(Any, ClusterNode)(*host) for host in place.hosts]
-        cluster: Any = redis.RedisCluster(startup_nodes=nodes, retry=retry, **options, **_secure(place))
+        try:
+            cluster: Any = redis.RedisCluster(startup_nodes=nodes, retry=retry, **options, **_secure(place))
+        except RedisClusterException as error:
+            raise redis.ConnectionError(str(error)) from None
         found: Redis = cluster
         return found
     options["retry"] = Retry(NoBackoff(), 0)
@@ -62,20 +66,13 @@ def make_client(url: str, timeout: float, name: str) -> Redis:
 
 def make_async_client(url: str, timeout: float, name: str) -> AsyncRedis:
     """The same for asyncio. It connects with its first command, and follows a failover."""
-    from redis.asyncio import Redis, RedisCluster
-    from redis.asyncio.cluster import ClusterNode
+    from redis.asyncio import Redis
     from redis.asyncio.connection import SSLConnection
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
 
     place = parse(url)
     options = _options(place, timeout, name)
     if place.kind == "cluster":
-        nodes = [cast(Any, ClusterNode)(*host) for host in place.hosts]
-        retry = Retry(NoBackoff(), CLUSTER_TRIES)
-        cluster: Any = RedisCluster(startup_nodes=nodes, retry=retry, **options, **_secure(place))
-        found: AsyncRedis = cluster
-        return found
+        return _of_cluster(place, options)
     options["retry"] = no_retry()
     if place.kind == "sentinel":
         return _behind_sentinels(place, timeout, options)
@@ -86,6 +83,29 @@ def make_async_client(url: str, timeout: float, name: str) -> AsyncRedis:
     if place.server_name:
         made.connection_pool.connection_class = _named_async(SSLConnection, place.server_name)
     return made
+
+
+def _of_cluster(place: Place, options: dict[str, Any]) -> AsyncRedis:
+    from redis.asyncio.cluster import ClusterNode, RedisCluster
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+    from redis.exceptions import ConnectionError as NotConnected
+    from redis.exceptions import RedisClusterException
+
+    class Cluster(RedisCluster):
+        """Fails with an error of the kind that other clients fail with."""
+
+        async def initialize(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return await super().initialize(*args, **kwargs)
+            except RedisClusterException as error:
+                raise NotConnected(str(error)) from None
+
+    nodes = [cast(Any, ClusterNode)(*host) for host in place.hosts]
+    retry = Retry(NoBackoff(), CLUSTER_TRIES)
+    made: Any = Cluster(startup_nodes=nodes, retry=retry, **options, **_secure(place))
+    found: AsyncRedis = made
+    return found
 
 
 def _behind_sentinels(place: Place, timeout: float, options: dict[str, Any]) -> AsyncRedis:

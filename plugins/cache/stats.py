@@ -74,18 +74,23 @@ async def stats(context: Context, *, max_keys: int = MAX_KEYS, progress: Progres
 async def count(context: Context, *, max_keys: int, progress: Progress | None = None) -> Document:
     """The cache's keys and what they weigh in Redis, by kind."""
     redis: Any = context.redis
-    total = await redis.dbsize()
+    total = await redis.dbsize(target_nodes="primaries")  # if it is a cluster
     tally = Tally()
-    cursor, seen = 0, 0
-    while True:
-        cursor, names = await redis.scan(cursor, count=BATCH)
-        seen += len(names)
-        await weigh(redis, context.prefix, names, tally)
-        if progress is not None:
-            progress(min(seen, total), min(total, max_keys))
-        if not cursor or seen >= max_keys:
-            break
-    exact = not cursor
+    seen, exact = 0, False
+    names: list[bytes] = []
+    # Not by `scan`: in a cluster each primary has a cursor of its own.
+    keys = redis.scan_iter(count=BATCH)
+    while not exact and seen < max_keys:
+        name = await anext(keys, None)
+        exact = name is None
+        if name is not None:
+            names.append(name)
+            seen += 1
+        if names and (exact or len(names) == BATCH or seen == max_keys):
+            await weigh(redis, context.prefix, names, tally)
+            names.clear()
+            if progress is not None:
+                progress(min(seen, total), min(total, max_keys))
     return {
         "exact": exact,
         "looked_at": seen,
