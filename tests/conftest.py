@@ -141,8 +141,7 @@ async def gateway(redis_url: str, upstream: UpstreamServer) -> AsyncIterator[Sta
 
     async def start(config: dict[str, Any] | None = None, folder: Path | None = None, **options: Any) -> Gateway:
         config = dict(config or {})
-        # Long enough for a busy machine: what happens when Redis is late is told by those tests that want it late.
-        config["redis"] = {"url": redis_url, "timeout": "2s", **config.get("redis", {})}
+        config["redis"] = {"url": redis_url, **config.get("redis", {})}
         config.setdefault("upstreams", {"default": {"url": upstream.url}})
         node = await start_gateway(config, folder=folder, **options)
         running.append(node)

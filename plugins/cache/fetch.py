@@ -144,20 +144,18 @@ class Errand:
         Before the fetch: what is purged while it lasts is not stored as if it was made afterwards.
         """
         store, visit = self._store, self._visit
-        part = common = None
+        peeked = None
         if visit.stale is None:
-            part = store.peek(visit.place.part.entry)
-            if not visit.at_common and visit.target.common is not None:
-                common = store.peek(visit.target.common.entry)
+            common = None if visit.at_common else visit.target.common
+            peeked = store.peek(visit.place.part.entry, *(() if common is None else (common.entry,)))
         names = visit.address.generations
         standing = dict(zip(names, await store.generations(names), strict=True))
-        if common is not None:
-            (stored,) = await common
-            self._elsewhere = await self._is_for_all(stored)
-        if part is None:
+        if peeked is None:
             return visit.stale, standing
-        (stored,) = await part
-        found = await self._fetcher.lookup.part(visit, stored)
+        part, *for_all = await peeked
+        if for_all:
+            self._elsewhere = await self._is_for_all(for_all[0])
+        found = await self._fetcher.lookup.part(visit, part)
         return found if isinstance(found, Entry) else None, standing
 
     async def _is_for_all(self, stored: Stored | None) -> bool:

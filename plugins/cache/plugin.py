@@ -33,6 +33,7 @@ from plugins.cache.keys import Keys, everything, of_route
 from plugins.cache.lookup import Lookup, Visit
 from plugins.cache.purge import Purge
 from plugins.cache.purge_method import PurgeMethod
+from plugins.cache.remains import Remains
 from plugins.cache.rules import Rules
 from plugins.cache.serving import Serving
 from plugins.cache.stampede import Flights
@@ -50,6 +51,7 @@ logger = logging.getLogger("gateway.cache")
 UNKNOWN: Final = frozenset({502, 504})
 REPORT_SECONDS: Final = 1.0
 RENEW_SECONDS: Final = 600.0
+COMPLAINT_PAUSE_SECONDS: Final = 10.0
 
 
 class Cache(Plugin):
@@ -70,6 +72,7 @@ class Cache(Plugin):
         self._number = f"{name}.number"
         self.report_seconds = REPORT_SECONDS
         self._reporter: asyncio.Task[None] | None = None
+        self._complained = -COMPLAINT_PAUSE_SECONDS
 
     def targets(self, seen: Worker | Context) -> Targets:
         """What tells which answer a request is for: workers go by it, and so does who explains what they do."""
@@ -109,6 +112,7 @@ class Cache(Plugin):
         self._serving = Serving(
             self.name, config, self._fetcher, self._flights, clock=self._now, chance=lambda: self.chance()
         )
+        self._remains = Remains(redis, keys, self._hot, max_body=config.max_body, clock=self._now)
         self._rules = Rules(config.purge_rules)
         self._rules.check({route.label: route.match.path for route in worker.config.routes})
         self._purging = PurgeMethod(config.purge_from, fields=config.tags, store=self._store, prefix=redis.prefix)
@@ -184,6 +188,18 @@ class Cache(Plugin):
         visit = Visit(request, target, request.state.get(self._number, 0), request.answers.get(self))
         return await self._serving.serve(visit, request, call_next)
 
+    async def without_redis(self, request: Request, call_next: Handler) -> Response:
+        target: Target = request.state[self.name]
+        unknown = request.identity_pending and self.config.scope != "shared"
+        if unknown or not target.fits(request, request.identity):
+            target = self._targets.target(request, request.identity, unknown=unknown)
+        if target.unread:
+            target = await self._targets.with_body(request, target)
+        request.state[self.name] = target
+        if target.bypass is not None:
+            return await self._bypass(target, request, call_next)
+        return await self._remains.serve(Visit(request, target, 0, None), request, call_next)
+
     async def _bypass(self, target: Target, request: Request, call_next: Handler) -> Response:
         if self._purging.takes(request):
             return await self._purging.answer(request)
@@ -209,8 +225,15 @@ class Cache(Plugin):
             try:
                 await self._store.purge(*self._changed(request, changed_urls(request, response)))
             except RedisError as error:
-                logger.warning("%s: what was changed could not be purged yet: %s", self.name, error)
+                self._complain(error)
         return response
+
+    def _complain(self, error: RedisError) -> None:
+        """Say that purges have to wait, now and then."""
+        now = time.monotonic()
+        if now - self._complained >= COMPLAINT_PAUSE_SECONDS:
+            self._complained = now
+            logger.warning("%s: what was changed could not be purged yet: %s", self.name, error)
 
     def _changed(self, request: Request, urls: list[tuple[str, str]]) -> list[Ending]:
         """What a change makes void: these URLs, and what rules say."""

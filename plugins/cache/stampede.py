@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from secrets import token_hex
 from typing import Any, Final, Protocol
 
-from gateway.plugin import RedisError, Response
+from gateway.plugin import RedisError, Response, end_patience, share_patience
 from plugins.cache.entry import Entry, Stored
 from plugins.cache.keys import Place
 from plugins.cache.store import NOTHING, Store
@@ -132,6 +132,7 @@ class Flight:
 
     def answer(self, landing: Landing) -> None:
         """Let the one who started it have his response now; the others go on waiting for the end."""
+        end_patience()
         if self._led:
             self._answer.set_result(landing)
         else:
@@ -255,6 +256,7 @@ class Flights:
         self._alone -= 1
 
     async def _reload(self, work: Work, answer: Answer) -> Landing:
+        share_patience()
         owner = token_hex(8)
         grant = await self._store.acquire(work.place, owner)
         return await self._hold(work, owner, grant.time, answer) if grant.owned else Landing(AGAIN, work.place)
@@ -280,6 +282,7 @@ class Flights:
         return Landing(AGAIN, place)
 
     async def _fly(self, work: Work, answer: Answer) -> Landing:
+        share_patience()
         store, place = self._store, work.place
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wait_timeout

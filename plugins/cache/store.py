@@ -9,12 +9,10 @@ was (see `generations`). Those of an answer are read before its fetch begins, so
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections.abc import Sequence
 from secrets import token_hex
-from types import TracebackType
 from typing import Final
 
 from gateway.plugin import Answer, Gets, Known, Read, Redis, RedisDown, RedisError, Script
@@ -36,6 +34,7 @@ from plugins.cache.generations import (
 from plugins.cache.keys import Place, everything, of_tag
 from plugins.cache.policy import MAX_LIFE
 from plugins.cache.wanted import Found, Wanted, parse_generation
+from plugins.cache.watch import Watch
 
 ACQUIRE: Final = Script.beside(__file__, "acquire.lua")
 EXTEND: Final = Script.beside(__file__, "extend.lua")
@@ -52,7 +51,7 @@ NOTHING: Final = b"nothing"
 NOTHING_MS: Final = 1000
 INDEX_SECONDS: Final = MAX_LIFE
 
-# Without a mirror nothing is pushed: generations are believed, and locks looked at again, for this long.
+# Without a mirror nothing is pushed: generations are believed for this long.
 BELIEVED_SECONDS: Final = 0.03
 MAX_BELIEVED: Final = 10_000
 MAX_OWED: Final = 10_000
@@ -103,9 +102,9 @@ class Store:
         """What is stored under a key: an answer, an index, a mark, or None."""
         return self._redis.read("GET", key, parse=decode, bulk=True)
 
-    def peek(self, key: bytes) -> Answer:
-        """The same as a list of one, past the mirror: it is not to keep what is mostly absent, and seldom asked for."""
-        return self._redis.gets(Gets([Read("GET", key, parse=decode, bulk=True)]))
+    def peek(self, *keys: bytes) -> Answer:
+        """The same of several as a list, past the mirror: it is not to keep what is mostly absent."""
+        return self._redis.gets(Gets([Read("GET", key, parse=decode, bulk=True) for key in keys]))
 
     def find(self, wanted: Wanted) -> Answer:
         """What is stored, with what proves it: an `Entry` that is proven, or a list of what is stored and of the
@@ -211,9 +210,8 @@ class Store:
 
     def watch(self, place: Place) -> Watch:
         """Notices changes from now on. What it is to notice must be read after this."""
-        if not self._mirrored:
-            return Watch(())
-        return Watch((self._redis.changed(place.entry), self._redis.changed(place.lock)))
+        futures = (self._redis.changed(place.entry), self._redis.changed(place.lock)) if self._mirrored else ()
+        return Watch(futures, lambda: self._redis.ask("PING", bulk=True))
 
     # -- generations -------------------------------------------------------------------------------
 
@@ -321,6 +319,7 @@ class Store:
     def _owe(self, ending: Ending) -> None:
         if len(self._owed) >= MAX_OWED:
             self._owed = {Ending(everything(self._redis.prefix)): None}
+        self._redis.forget(ending.name)
         # Last: what cannot be ended now does not hold up the others.
         self._owed.pop(ending, None)
         self._owed[ending] = None
@@ -364,32 +363,6 @@ class Asked:
         self.answers = answers
         self.purged_at = 0.0
         """Where `valid` has found `SOFT`: since when, in seconds since 1970."""
-
-
-class Watch:
-    """Changes of an entry or its lock. A context manager: afterwards nothing is watched any more."""
-
-    __slots__ = ("_futures",)
-
-    def __init__(self, futures: Sequence[asyncio.Future[None]]) -> None:
-        self._futures = futures
-
-    def __enter__(self) -> Watch:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for future in self._futures:
-            future.cancel()
-
-    async def wait(self, timeout: float) -> bool:
-        """Wait for a change, at most this many seconds; whether it is worth looking again before taking the lock."""
-        if not self._futures:
-            await asyncio.sleep(min(timeout, BELIEVED_SECONDS))
-            return False
-        done, _ = await asyncio.wait(self._futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        return bool(done)
 
 
 def ends_of(stored: Stored) -> float:
