@@ -234,11 +234,26 @@ about = lru_cache(MAX_CACHED)(new_about)
 
 def watch_redis(metrics: Metrics, redis: Redis) -> None:
     """Show what the links and the mirror count by themselves."""
-    for link in redis.links:
-        for name, text in LINK_GAUGES.items():
-            metrics.gauge(f"gateway_redis_{name}", text, partial(getattr, link, name), link=link.name)
-        for name, text in LINK_COUNTERS.items():
-            metrics.counter_of(f"gateway_redis_{name}_total", text, partial(getattr, link, name), link=link.name)
+    shown: set[str] = set()
+
+    def show_links() -> None:
+        links = {link.name: link for link in redis.links}
+        for label in shown - set(links):
+            for name in LINK_GAUGES:
+                metrics.forget(f"gateway_redis_{name}", link=label)
+            for name in LINK_COUNTERS:
+                metrics.forget(f"gateway_redis_{name}_total", link=label)
+        for label in set(links) - shown:
+            link = links[label]
+            for name, text in LINK_GAUGES.items():
+                metrics.gauge(f"gateway_redis_{name}", text, partial(getattr, link, name), link=label)
+            for name, text in LINK_COUNTERS.items():
+                metrics.counter_of(f"gateway_redis_{name}_total", text, partial(getattr, link, name), link=label)
+        shown.clear()
+        shown.update(links)
+
+    show_links()
+    redis.watch_links(show_links)
     mirror = redis.mirror
     metrics.gauge("gateway_mirror_entries", "Entries the mirrors hold.", partial(len, mirror))
     metrics.gauge("gateway_mirror_bytes", "Bytes the mirrors hold.", partial(getattr, mirror, "bytes"))

@@ -141,6 +141,12 @@ class Metrics:
             series = family.series[values] = make()
         return series
 
+    def forget(self, name: str, /, **labels: str) -> None:
+        """Show a series no more: what it counted is gone, as a server that has left a cluster."""
+        family = self._families.get(name)
+        if family is not None:
+            family.series.pop(tuple(labels.values()), None)
+
     def total(self, name: str) -> float:
         """The sum over all series of a counter; 0 where there is none."""
         family = self._families.get(name)

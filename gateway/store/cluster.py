@@ -80,7 +80,6 @@ class Cluster:
         """Grows when it may be that another server than before tells of changes."""
         self.moving: set[int] = set()
         """Slots on their way to another primary."""
-        self.refreshes = 0
         self._place = place
         self._options = options
         self._mirror = mirror
@@ -271,7 +270,6 @@ class Cluster:
 
     async def _refresh(self) -> bool:
         """Read the table from whoever tells it; whether anybody did."""
-        self.refreshes += 1
         reasons: list[str] = []
         for address in self._whom_to_ask():
             try:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from gateway.store.answer import Answer, Down, RedisDown, RedisTimeout, Reply, Waiting
+from gateway.store.answer import All, Answer, Down, RedisDown, RedisTimeout, Reply, Waiting
 from gateway.store.asked import Gathered, Reading, Run, Several
 from gateway.store.cluster import Cluster
 from gateway.store.link import Link, LinkOptions
@@ -117,6 +117,18 @@ class Redis:
             for link in self.links:
                 if link.up:
                     self.send(link, pack(("SCRIPT", "LOAD", script.source)), None)
+
+    def ping(self) -> Answer:
+        """Ready once each server has answered; an error if one does not."""
+        answers = [self._ping(link) for link in self.links if link.kind == "main"]
+        return All(answers) if answers else Down(RedisDown(f"Redis is down: {self.why_down}"))
+
+    def _ping(self, link: Link) -> Answer:
+        if not link.open:
+            return Down(self._why(link))
+        reply = Reply()
+        self.send(link, pack(("PING",)), reply)
+        return reply
 
     # -- questions ---------------------------------------------------------------------------------
 

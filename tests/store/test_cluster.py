@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
+from gateway.observe import Metrics, watch_redis
 from gateway.store import Call, Gets, Known, Read, Redis, RedisDown, RedisError, Script
 from gateway.store.slots import own_line, slot_of
 from tests.harness import eventually, free_port
@@ -234,6 +235,23 @@ async def test_a_killed_primary_is_replaced(make: MakeStore, cluster: Cluster) -
     assert await store.read("GET", key) == b"3"
     await written(cluster, key, "4")
     await waits_until(store, key, b"4", within=2)
+
+
+async def test_metrics_show_each_link_of_each_primary_there_is(make: MakeStore, cluster: Cluster) -> None:
+    store, metrics = await make(cluster.url), Metrics()
+    watch_redis(metrics, store)
+
+    def ports() -> set[str]:
+        series = metrics.snapshot()["gateway_redis_up"]["series"]
+        return {label.rpartition(":")[2] for (label,), value in series if value == 1}
+
+    assert ports() == {str(server.port) for server in cluster.servers[:3]}
+    assert metrics.total("gateway_redis_up") == 6
+    await store.ping()
+    await cluster.promote(cluster.servers[3])
+    await cluster.settled()
+    await eventually(lambda: ports() == {str(server.port) for server in cluster.servers[1:4]}, within=5)
+    await eventually(lambda: len(metrics.snapshot()["gateway_redis_up"]["series"]) == 6)
 
 
 async def test_a_promotion_in_order_costs_no_error(make: MakeStore, cluster: Cluster) -> None:
