@@ -130,10 +130,10 @@ def test_an_unknown_key_is_an_error_with_what_was_probably_meant(
         ("[server]\nbody_timeout = inf", "server.body_timeout", "finite number, found inf"),
         ("[admin]\nenabled = 'perhaps'", "admin.enabled", "expected true or false, found 'perhaps'"),
         ("[log]\nlevel = 'loud'", "log.level", "expected 'debug', 'info', 'warning' or 'error', found 'loud'"),
-        ("[redis]\ntimeout = 0", "redis.timeout", "expected more than 0 seconds"),
+        ("[redis]\ntimeout = 0", "redis.timeout", "expected more than 0 s"),
         ("[redis]\ntimeout = true", "redis.timeout", 'expected a time such as 2.5, "250ms"'),
         ("[redis]\nurl = 'localhost:6379'", "redis.url", 'expected "embedded", "redis://host:6379/0"'),
-        ("[redis]\nprefix = 'a b'", "redis.prefix", "found 'a b'"),
+        ("[redis]\nprefix = 'a b'", "redis.prefix", "expected text of the form ^[A-Za-z0-9_.:-]+$, found 'a b'"),
         ("[upstreams.default]\nhost = 3", "upstreams.default.host", "expected a string, found 3"),
         ("[upstreams.default]\nhost = 'a b'", "upstreams.default.host", 'expected "keep", "upstream" or a host name'),
         ("[upstreams.default]\nhost = 'a'", "upstreams.default.url", "missing, and it has no default"),
@@ -152,6 +152,21 @@ def test_an_unknown_key_is_an_error_with_what_was_probably_meant(
 def test_a_wrong_value_is_told_in_the_words_of_the_file(tmp_path: Path, line: str, key: str, expected: str) -> None:
     text = line if "upstreams" in line else line + "\n" + UPSTREAM
     assert expected in errors(tmp_path, text)[key]
+
+
+def test_a_short_value_that_is_not_shown_does_not_garble_the_message() -> None:
+    class Keys(PluginConfig):
+        key: str
+
+        @field_validator("key")
+        @classmethod
+        def check(cls, value: str) -> str:
+            raise ValueError(f"expected an example, found {value!r}")
+
+    with pytest.raises(ValidationError) as caught:
+        Keys(key="x")
+    (problem,) = problems_of(caught.value, Keys, {"key": "x"})
+    assert problem.expected == "expected an example, found '***'"
 
 
 def test_a_list_with_one_wrong_member_is_not_said_to_be_empty() -> None:

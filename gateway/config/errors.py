@@ -42,10 +42,13 @@ _EXPECTED: Final = {
     "less_than_equal": "expected {le}{unit} or less",
     "too_short": "expected at least {min_length}",
     "too_long": "expected at most {max_length}",
+    "string_pattern_mismatch": "expected text of the form {pattern}",
     "string_too_short": "expected at least {min_length} characters",
     "string_too_long": "expected at most {max_length} characters",
 }
-_UNITS: Final = {parse_span: " seconds", parse_size: " bytes"}
+_UNITS: Final = {parse_span: " s", parse_size: " bytes"}
+# Shorter values are words, or letters of words: only where they stand alone is one taken for a value that was quoted.
+MIN_SECRET: Final = 4
 
 
 class Problem(BaseModel):
@@ -127,9 +130,10 @@ def problems_of(error: ValidationError, model: type[BaseModel], data: Any, prefi
                 continue  # pydantic leaves out the members that are wrong, each of which it tells by itself
             text = _EXPECTED.get(kind, "").format_map(limits) or item["msg"].removeprefix("Value error, ")
             text = text.replace("Input should be", "expected")
-            found = show((*prefix, *loc), value, field)
+            # What is wrong with several keys together is said of their table.
+            found = "" if kind == "value_error" and isinstance(value, Mapping) else show((*prefix, *loc), value, field)
             if isinstance(value, str) and value and (found == HIDDEN or isinstance(value, Substituted)):
-                text = text.replace(value, "***")  # a plugin's own validator may have quoted it
+                text = _without(value, text)  # a plugin's own validator may have quoted it
             problem = Problem(key=key, expected=text, found=found, hint=hint)
         if key in problems and problem.expected != problems[key].expected:
             # The branches of a union fail one by one; together they are what was expected.
@@ -161,6 +165,11 @@ def _text(value: Any) -> str:
     if isinstance(value, str) and not isinstance(value, Substituted):
         return repr(redact(value))
     return repr(value)
+
+
+def _without(value: str, text: str) -> str:
+    pattern = re.escape(value)
+    return re.sub(pattern if len(value) >= MIN_SECRET else rf"(?<!\w){pattern}(?!\w)", "***", text)
 
 
 def _unit(field: FieldInfo | None) -> str:

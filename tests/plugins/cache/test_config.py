@@ -24,7 +24,7 @@ def told(key: str, value: Any) -> str:
     ("key", "value", "expected"),
     [
         ("ttl", "30 sek", '.ttl: expected a time such as 2.5, "250ms", "30s", "10m" or "24h", found \'30 sek\''),
-        ("ttl", "48h", ".ttl: expected 86400 seconds or less, found '48h'"),
+        ("ttl", "48h", ".ttl: expected 86400 s or less, found '48h'"),
         ("ttl", True, ".ttl: expected a time such as"),
         ("ttl_by_status", {"99": "10s"}, ".ttl_by_status.99: expected 200 or more, found '99'"),
         ("ttl_by_status", {"404": "soon"}, ".ttl_by_status.404: expected a time such as"),
@@ -41,7 +41,7 @@ def told(key: str, value: Any) -> str:
         ("tag_templates", ["a:{nope.id}"], "a placeholder is {path.NAME}, {query.NAME} or {header.NAME}"),
         ("purge_rules", ["PUT /x tag a"], "rule 'PUT /x tag a': expected METHODS PATH -> TARGETS"),
         ("purge_from", ["10.0.0.0/33"], '.purge_from[0]: expected an address or network such as "10.0.0.0/8"'),
-        ("lock_ttl", "10ms", ".lock_ttl: expected 0.1 seconds or more"),
+        ("lock_ttl", "10ms", ".lock_ttl: expected 0.1 s or more"),
         ("shards", 100, ".shards: expected 64 or less, found 100"),
         ("colapse", True, ".colapse: unknown key"),
     ],
