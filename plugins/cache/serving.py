@@ -66,7 +66,8 @@ class Serving:
                 if "only-if-cached" in visit.facts.asked:
                     return not_stored()
                 why = f"{why}; detail=not-cacheable"
-                if self._clock() < found.until - UNCACHEABLE_SECONDS + RETRY_SECONDS:
+                just_marked = self._clock() < found.until - UNCACHEABLE_SECONDS + RETRY_SECONDS
+                if just_marked or request.method == "HEAD":
                     return await self._forward(request, call_next, why)
                 # One client's answer may not have been everybody's: nobody waits, but it is tried again.
                 response = await self._alone(visit, request, call_next, why)

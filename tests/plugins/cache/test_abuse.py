@@ -40,6 +40,20 @@ async def test_what_one_client_was_told_that_cannot_be_stored_does_not_keep_othe
     assert (await ask(node)).cache == "HIT"
 
 
+async def test_a_head_is_never_stored_as_a_get_that_had_no_body(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, clock: Clock
+) -> None:
+    control = "no-store"
+    upstream.answer("/a", lambda request: web.Response(text="full", headers={"Cache-Control": control}))
+    node = await gateway(CACHE)
+    clock.stand(node)
+    await ask(node)
+    clock.pass_by(2)
+    control = "max-age=60"
+    await ask(node, method="HEAD")
+    assert [(await ask(node)).body for _ in range(2)] == [b"full", b"full"]
+
+
 async def test_one_clients_redirect_leaves_the_stale_answer_that_stands_in_for_errors(
     gateway: StartGateway, upstream: UpstreamServer, ask: Client, clock: Clock
 ) -> None:
