@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.parts[-1] != "__init__.py"], ids=str)
 def test_no_room_has_outgrown_its_idea(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("package", [path for path in SOURCES if path.parts[-1] == "__init__.py"], ids=str)
+def test_a_package_that_lists_its_modules_lists_them_all(package: Path) -> None:
+    listed = re.findall(r"^ *(\w+)\.py +\S", ast.get_docstring(ast.parse(package.read_text())) or "", re.MULTILINE)
+    if listed:
+        assert sorted(listed) == sorted(path.stem for path in package.parent.glob("*.py") if path != package)
 
 
 def test_the_core_knows_no_plugin_by_name() -> None:

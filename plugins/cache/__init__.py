@@ -25,6 +25,7 @@ keys.py         names of keys: no two different requests share one
 wanted.py       what it asks Redis for, prepared for the next one
 lookup.py       from it to what is stored for it
 serving.py      its way if the answer was not simply there
+remains.py      what is served while Redis is away, if it may be
 fitting.py      what of an answer it is given: all, parts, 304
 answers.py      stored answers for the wire; X-Cache and Cache-Status
 purge_method.py `PURGE`
@@ -41,10 +42,11 @@ hot.py          keys that are read too often for one server
 A fetch:
 
 stampede.py     one at a time, in the worker and in the fleet
+watch.py        waiting for another worker's
 fetch.py        from the upstream into the store
+parts.py        the same for a part of it
 fetcher.py      what fetches have in common
 exchange.py     what is asked of the upstream: all, whether it has changed, or the rest
-parts.py        the same for a part of what is not stored whole
 head.py         a HEAD that goes to the upstream: what it tells of what is stored
 tee.py          a large body on its way to its client and into the store
 
