@@ -1,6 +1,6 @@
 """`make chaos`: what clients notice while something happens to Redis. See docs/reliability.md.
 
-python -m tests.chaos [--only single,killed] [--hold 5] [--list]
+python -m tests.chaos [--only single,killed] [--hold 5] [--into PAGE] [--list]
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import uvloop
 
 from tests.chaos.findings import Findings
-from tests.chaos.report import Line, cells, markdown, write
+from tests.chaos.report import Line, cells, markdown, replace_table, write
 from tests.chaos.scenarios import SCENARIOS, Scenario
 from tests.chaos.stage import Pace, Unsupported
 
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--hold", type=float, default=5.0, help="seconds for which something that lasts lasts")
     parser.add_argument("--list", action="store_true", help="titles of all scenarios")
     parser.add_argument("--json", type=Path, default=Path("build/chaos.json"), help="where to write the findings")
+    parser.add_argument("--into", type=Path, help="a page whose table is to be replaced, such as docs/reliability.md")
     options = parser.parse_args()
     words = [word.strip() for word in options.only.split(",") if word.strip()]
     chosen = [one for one in SCENARIOS if not words or any(word in one.title for word in words)]
@@ -38,6 +39,8 @@ def main() -> None:
         lines.append((one.title, played(one, Pace(hold=options.hold))))
         print(" | ".join(cells(lines[-1])), file=sys.stderr, flush=True)
     write(options.json, lines)
+    if options.into:
+        replace_table(options.into, lines)
     print(f"{markdown(lines)}\n\n{options.json}")
 
 

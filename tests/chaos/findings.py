@@ -22,7 +22,6 @@ class Marks:
         broken: it began.
         repaired: from then on Redis could be asked again, by whoever asks the right one.
         ended: nobody looked any more.
-        forgot: since then Redis knows nothing of what it was told before; None if it forgot nothing.
         health: what each node said of itself, and when: (time, node, ok).
         decided: how often plugins have decided without Redis so far: (time, node, number).
     """
@@ -30,7 +29,6 @@ class Marks:
     broken: float = 0.0
     repaired: float = 0.0
     ended: float = float("inf")
-    forgot: float | None = None
     health: list[tuple[float, int, bool]] = field(default_factory=list)
     decided: list[tuple[float, int, float]] = field(default_factory=list)
 
@@ -53,6 +51,7 @@ class Findings:
         still_wrong: it was not normal yet when it ended.
         without_redis: decisions that plugins made without Redis.
         hits: answers from the cache before the fault: that there is one.
+        lost: revocations that Redis had acknowledged and did not know of in the end; they count for nothing here.
         lag: by how much the load itself was late at worst.
         worst: the requests that some of these come from.
         log: what the nodes wrote.
@@ -74,6 +73,7 @@ class Findings:
     without_redis: int = 0
     hits: int = 0
     revocations: int = 0
+    lost: int = 0
     lag: float = 0.0
     slowest_by_kind: dict[str, float] = field(default_factory=dict)
     worst: dict[str, str] = field(default_factory=dict)
@@ -105,10 +105,10 @@ def find(
     )
     answered = [sample for sample in done if sample.status == 200]
     old = max(answered, key=lambda sample: _outdated(sample, changed), default=None)
-    late = max(answered, key=lambda sample: _too_late(sample, revoked, marks), default=None)
+    late = max(answered, key=lambda sample: _too_late(sample, revoked), default=None)
     if old is not None and late is not None:
         found.old_version = _outdated(old, changed)
-        found.revoked_accepted = _too_late(late, revoked, marks)
+        found.revoked_accepted = _too_late(late, revoked)
         found.worst = {"slowest": str(after[-1]), "old version": str(old), "revoked": str(late)} if after else {}
     wrong = [sample.sent + sample.took for sample in (*failed, *blamed)]
     unwell = [moment for moment, _, ok in marks.health if not ok]
@@ -163,11 +163,8 @@ def _outdated(sample: Sample, changed: Mapping[str, Sequence[float]]) -> float:
     return sample.sent - changed[sample.who][sample.version]
 
 
-def _too_late(sample: Sample, revoked: Mapping[str, float], marks: Marks) -> float:
+def _too_late(sample: Sample, revoked: Mapping[str, float]) -> float:
     """For how long the token had been revoked when it was let in."""
     if sample.kind != "token" or sample.status != 200 or sample.who not in revoked:
         return 0.0
-    since = revoked[sample.who]
-    if marks.forgot is not None and since < marks.forgot <= sample.sent:
-        return 0.0  # Redis does not know of it any more
-    return max(0.0, sample.sent - since)
+    return max(0.0, sample.sent - revoked[sample.who])

@@ -134,8 +134,15 @@ class Application:
         return await create_session_async(self._client, user)
 
     async def revoke(self, token: str) -> None:
-        digest = sha256(token.encode()).hexdigest()
-        await self._client.set(f"gateway:token:blacklist:{digest}", "1", ex=600)
+        await self._client.set(self._key(token), "1", ex=600)
+
+    async def knows(self, token: str) -> bool:
+        """Whether Redis (still) knows that the token was revoked."""
+        return bool(await self._client.exists(self._key(token)))
+
+    @staticmethod
+    def _key(token: str) -> str:
+        return f"gateway:token:blacklist:{sha256(token.encode()).hexdigest()}"
 
     async def stop(self) -> None:
         for client in (*self._former, self._client):
@@ -158,8 +165,6 @@ class Load:
     revoked: dict[str, float] = field(default_factory=dict)
     changed: dict[str, list[float]] = field(default_factory=dict)
     lag: float = 0.0
-    may_write: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while Redis is made to forget something: nobody can say what became of a write meanwhile."""
     _sessions: dict[str, str] = field(default_factory=dict)
     _logging_in: set[str] = field(default_factory=set)
     _jobs: set[asyncio.Task[None]] = field(default_factory=set)
@@ -179,13 +184,21 @@ class Load:
             self._spawn(job, self._jobs)
         return self
 
-    async def finish(self) -> None:
-        """Ask nothing more, and wait for all answers."""
+    async def finish(self) -> int:
+        """Ask nothing more, and wait for all answers. Revocations that Redis has lost are forgotten here, too.
+
+        Returns:
+            How many they are.
+        """
         for job in self._jobs:
             job.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)
         while self._tasks:
             await asyncio.wait(self._tasks)
+        lost = [token for token in self.revoked if not await self.application.knows(self.token_of(token))]
+        for token in lost:
+            del self.revoked[token]
+        return len(lost)
 
     async def __aexit__(self, *_: object) -> None:
         for task in (*self._jobs, *self._tasks):
@@ -235,10 +248,9 @@ class Load:
         for number in range(TOKENS):
             token = f"t{number}"
             while token not in self.revoked:
-                async with self.may_write:
-                    with contextlib.suppress(RedisError, OSError):
-                        await self.application.revoke(self.token_of(token))
-                        self.revoked[token] = time.monotonic()
+                with contextlib.suppress(RedisError, OSError):
+                    await self.application.revoke(self.token_of(token))
+                    self.revoked[token] = time.monotonic()
                 await asyncio.sleep(0.05)
             self._spawn(self._try(token), self._jobs)
             await asyncio.sleep(REVOKE_EVERY - 0.05)

@@ -28,6 +28,7 @@ COLUMNS = (
 )
 
 MAX_LOG = 100
+BEGIN, END = "<!-- make chaos -->", "<!-- end -->"
 Line = tuple[str, Findings | str]
 """A scenario's title, and what was found; or why it was not played."""
 
@@ -57,6 +58,19 @@ def cells(line: Line) -> list[str]:
 def markdown(lines: Sequence[Line]) -> str:
     rows = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, lines)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def replace_table(page: Path, lines: Sequence[Line]) -> None:
+    """Put the table between the two marks of a page.
+
+    Raises:
+        ValueError: it has none.
+    """
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"{page}: expected {BEGIN} and {END}")
+    page.write_text(f"{before}{BEGIN}\n\n{markdown(lines)}\n\n{END}{after}")
 
 
 def write(path: Path, lines: Sequence[Line]) -> None:

@@ -83,11 +83,9 @@ async def killed(stage: Stage) -> None:
 
 @scenario("single", "restarted empty")
 async def restarted_empty(stage: Stage) -> None:
-    async with stage.forgetting():
-        stage.server.kill()
-        # Not from its file: this one's arguments name another.
-        stage.server.arguments = ()
-        await asyncio.to_thread(stage.server.start)
+    stage.server.kill()
+    stage.server.arguments = ()  # not from its file
+    await asyncio.to_thread(stage.server.start)
     stage.repaired()
 
 
@@ -97,8 +95,7 @@ async def loading(stage: Stage) -> None:
     server = stage.server
     await server.ask("BGREWRITEAOF")
     await eventually(lambda: _rewritten(server), within=10)
-    async with stage.forgetting():  # what comes after the file was rewritten is loaded, too, but nobody is asked
-        server.kill()
+    server.kill()
     delay = ("--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024")
     server.arguments += delay
     await asyncio.to_thread(server.start)
@@ -126,11 +123,11 @@ async def demoted(stage: Stage) -> None:
     stage.more.append(new)
     await asyncio.to_thread(new.start)
     await eventually(new.in_sync, within=10)
-    async with stage.replicated():
-        stage.load.application.move(new.url)
-        await new.ask("REPLICAOF", "NO", "ONE")
-        await old.ask("REPLICAOF", "127.0.0.1", new.port)
-        stage.relay.to = new.port
+    stage.broken()
+    await new.ask("REPLICAOF", "NO", "ONE")
+    stage.load.application.move(new.url)
+    await old.ask("REPLICAOF", "127.0.0.1", new.port)
+    stage.relay.to = new.port
     stage.repaired()
     await stage.hold()
 
@@ -207,8 +204,7 @@ async def late_1000(stage: Stage) -> None:
 
 @scenario("single", "FLUSHALL")
 async def flushall(stage: Stage) -> None:
-    async with stage.forgetting():
-        await stage.server.ask("FLUSHALL")
+    await stage.server.ask("FLUSHALL")
 
 
 @scenario("single", "SCRIPT FLUSH")
@@ -242,8 +238,8 @@ async def sentinel_nothing(stage: Stage) -> None:
 @scenario("sentinel", "primary killed, the old one back as a replica")
 async def sentinel_killed(stage: Stage) -> None:
     old = await stage.sentinel.current()
-    async with stage.replicated():
-        old.kill()
+    stage.broken()
+    old.kill()
     await stage.sentinel.failed_over(old)
     stage.repaired()
     await asyncio.to_thread(old.start)
@@ -252,8 +248,8 @@ async def sentinel_killed(stage: Stage) -> None:
 @scenario("sentinel", "primary stopped (SIGSTOP), then back as a replica")
 async def sentinel_stopped(stage: Stage) -> None:
     old = await stage.sentinel.current()
-    async with stage.replicated():
-        old.pause()
+    stage.broken()
+    old.pause()
     await stage.sentinel.failed_over(old)
     stage.repaired()
     await stage.hold()
@@ -263,8 +259,8 @@ async def sentinel_stopped(stage: Stage) -> None:
 @scenario("sentinel", "failover in order (SENTINEL FAILOVER)")
 async def sentinel_failover(stage: Stage) -> None:
     old = await stage.sentinel.current()
-    async with stage.replicated():
-        await stage.sentinel.fail_over()
+    stage.broken()
+    await stage.sentinel.fail_over()
     await stage.sentinel.failed_over(old)
     stage.repaired()
 
@@ -287,8 +283,8 @@ async def cluster_nothing(stage: Stage) -> None:
 @scenario("cluster", "primary killed, the old one back as a replica")
 async def cluster_killed(stage: Stage) -> None:
     old = await stage.cluster.home(await busy_key(stage))
-    async with stage.replicated():
-        old.kill()
+    stage.broken()
+    old.kill()
     await stage.cluster.failed_over(old)
     stage.repaired()
     await asyncio.to_thread(old.start)
@@ -297,8 +293,8 @@ async def cluster_killed(stage: Stage) -> None:
 @scenario("cluster", "primary stopped (SIGSTOP), then back as a replica")
 async def cluster_stopped(stage: Stage) -> None:
     old = await stage.cluster.home(await busy_key(stage))
-    async with stage.replicated():
-        old.pause()
+    stage.broken()
+    old.pause()
     await stage.cluster.failed_over(old)
     stage.repaired()
     await stage.hold()

@@ -28,7 +28,6 @@ Topology = Literal["single", "sentinel", "cluster"]
 
 NODES = 2
 HEALTH_EVERY = 0.1
-REPLICATED = 0.05
 DECIDED = "gateway_decided_without_redis_total{"
 
 
@@ -79,21 +78,6 @@ class Stage:
 
     async def hold(self) -> None:
         await asyncio.sleep(self.pace.hold)
-
-    @contextlib.asynccontextmanager
-    async def forgetting(self) -> AsyncIterator[None]:
-        """While Redis is made to forget what it was told."""
-        async with self.load.may_write:
-            self.marks.forgot = time.monotonic()
-            yield
-
-    @contextlib.asynccontextmanager
-    async def replicated(self) -> AsyncIterator[None]:
-        """What the application was acknowledged is on the replicas: what replication loses is not the gateway's."""
-        async with self.load.may_write:
-            await asyncio.sleep(REPLICATED)
-            self.broken()
-            yield
 
     async def gateways(self) -> list[tuple[str, Server]]:
         """The connections of the gateways, with the server each is on: (id, server)."""
@@ -177,14 +161,14 @@ async def play(topology: Topology, act: Act, pace: Pace, *, absent_at_start: boo
         before = [len(node.errors) for node in stage.nodes]
         await act(stage)
         await asyncio.sleep(pace.after)
-        await stage.load.finish()
+        lost = await stage.load.finish()
         watching.cancel()
         stage.marks.ended = time.monotonic()
         load, marks = stage.load, stage.marks
         found = find(load.samples, load.revoked, load.changed, marks)
         for node, length in zip(stage.nodes, before, strict=True):
             found.log += node.errors[length:].decode().splitlines()
-        found.lag = load.lag
+        found.lag, found.lost = load.lag, lost
     return found
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.chaos.findings import Findings, Marks, find, overshoot
 from tests.chaos.load import LIMIT, Sample
-from tests.chaos.report import COLUMNS, cells, markdown
+from tests.chaos.report import COLUMNS, cells, markdown, replace_table
 
 
 def sample(kind: Any, who: str, sent: float, status: int = 200, **more: Any) -> Sample:
@@ -51,13 +54,10 @@ def test_how_long_the_old_version_was_seen() -> None:
     assert round(found(old, changed={"u1": [11.0, 11.5]}).old_version, 6) == 0.7
 
 
-def test_a_token_is_let_in_too_late_unless_redis_has_forgotten_it() -> None:
+def test_a_token_is_let_in_too_late() -> None:
     late = sample("token", "t1", 13.0)
     assert found(late, revoked={"t1": 12.5}).revoked_accepted == 0.5
     assert found(late, revoked={"t1": 13.5}).revoked_accepted == 0.0
-    forgot = Marks(broken=10.0, forgot=12.8)
-    assert found(late, revoked={"t1": 12.5}, marks=forgot).revoked_accepted == 0.0
-    assert found(late, revoked={"t1": 12.9}, marks=forgot).revoked_accepted > 0.0
 
 
 def test_it_is_not_normal_before_the_last_error_and_before_the_nodes_say_so() -> None:
@@ -79,3 +79,18 @@ def test_a_line_of_the_table_has_all_columns() -> None:
     for line in (("a", Findings()), ("b", "not yet")):
         assert len(cells(line)) == len(COLUMNS)
     assert markdown([("b", "not yet")]).endswith("| b | skipped: not yet |" + "  |" * (len(COLUMNS) - 2))
+
+
+def test_a_page_gets_the_table_between_its_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- make chaos -->\nold\n<!-- end -->\nbehind\n")
+    for _ in range(2):
+        replace_table(page, [("a", Findings())])
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("behind\n")
+    assert "old\n" not in text
+    assert text.count("| a |") == 1
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="expected <!-- make chaos -->"):
+        replace_table(page, [])
