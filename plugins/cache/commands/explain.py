@@ -14,6 +14,9 @@ from plugins.cache.explain import Asked
 from plugins.cache.explain import explain as look
 
 MAX_BODY: Final = 16 << 20
+ELSEWHERE: Final = "A gateway that was started with another upstream, as the demo is, has other keys: --upstream URL."
+    "A gateway that was started with another upstream (as the demo is) has other keys: give --upstream URL."
+)
 
 
 def explain(
@@ -46,6 +49,8 @@ def explain(
             print_json(told)
         else:
             print_explained(console, told, as_user)
+            if upstream is None and told["key"] and not told["bypass"] and not told["stored"]:
+                console.print(f"\n{ELSEWHERE}")
 
 
 def read_body(data: str | None) -> bytes | None:

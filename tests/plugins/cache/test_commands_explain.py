@@ -251,7 +251,10 @@ async def test_the_upstream_is_as_the_gateway_was_started_with(
     config.write_text(config.read_text().replace(upstream.url, "http://127.0.0.1:1"))
     told = await explained(config, URL)
     assert (told["verdict"], told["key"]["of"]["upstream"]) == ("MISS: nothing is stored", "http://127.0.0.1:1")
-    assert (await explained(config, URL, "--upstream", upstream.url))["verdict"].startswith("HIT")
+    assert "other keys: --upstream URL" in (await command(config, "explain", URL)).out
+    found = (await command(config, "explain", URL, "--upstream", upstream.url)).out
+    assert found.startswith("HIT")
+    assert "--upstream" not in found
 
 
 async def test_a_part_is_told(gateway: StartGateway, config: Path, ask: Client, say: Say) -> None:
