@@ -15,8 +15,6 @@ from plugins.cache.explain import explain as look
 
 MAX_BODY: Final = 16 << 20
 ELSEWHERE: Final = "A gateway that was started with another upstream, as the demo is, has other keys: --upstream URL."
-    "A gateway that was started with another upstream (as the demo is) has other keys: give --upstream URL."
-)
 
 
 def explain(
