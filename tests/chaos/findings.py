@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.chaos.load import LIMIT, MAX_AGE, PERIOD, Sample
@@ -81,9 +81,19 @@ class Findings:
 
 
 def find(
-    samples: Sequence[Sample], revoked: Mapping[str, float], changed: Mapping[str, Sequence[float]], marks: Marks
+    samples: Sequence[Sample],
+    revoked: Mapping[str, float],
+    changed: Mapping[str, Sequence[float]],
+    marks: Marks,
+    lost: Collection[str] = (),
 ) -> Findings:
-    """The line of the table; what the load process knows itself (`lag`, `log`) is left out."""
+    """The line of the table; what the load process knows itself (`lag`, `log`) is left out.
+
+    Args:
+        revoked, changed: see `Load`.
+        lost: tokens of whose revocation Redis did not know in the end.
+    """
+    kept = {token: moment for token, moment in revoked.items() if token not in lost}
     done = [sample for sample in samples if sample.status or sample.error]
     after = sorted((sample for sample in done if sample.sent >= marks.broken), key=lambda sample: sample.took)
     failed = [sample for sample in done if sample.status >= 500 or sample.error]
@@ -100,15 +110,16 @@ def find(
         overshoot=overshoot([sample for sample in done if sample.kind == "limited"]),
         foreign=sum(1 for sample in owned if sample.owner != sample.who),
         overaged=sum(1 for sample in owned if sample.age > MAX_AGE + AGE_GRAIN),
-        revocations=len(revoked),
+        revocations=len(kept),
+        lost=len(lost),
         hits=sum(1 for sample in done if sample.cache == "HIT" and sample.sent < marks.broken),
     )
     answered = [sample for sample in done if sample.status == 200]
     old = max(answered, key=lambda sample: _outdated(sample, changed), default=None)
-    late = max(answered, key=lambda sample: _too_late(sample, revoked), default=None)
+    late = max(answered, key=lambda sample: _too_late(sample, kept), default=None)
     if old is not None and late is not None:
         found.old_version = _outdated(old, changed)
-        found.revoked_accepted = _too_late(late, revoked)
+        found.revoked_accepted = _too_late(late, kept)
         found.worst = {"slowest": str(after[-1]), "old version": str(old), "revoked": str(late)} if after else {}
     wrong = [sample.sent + sample.took for sample in (*failed, *blamed)]
     unwell = [moment for moment, _, ok in marks.health if not ok]

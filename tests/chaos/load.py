@@ -184,21 +184,14 @@ class Load:
             self._spawn(job, self._jobs)
         return self
 
-    async def finish(self) -> int:
-        """Ask nothing more, and wait for all answers. Revocations that Redis has lost are forgotten here, too.
-
-        Returns:
-            How many they are.
-        """
+    async def finish(self) -> set[str]:
+        """Ask nothing more, and wait for all answers; the revoked tokens of which Redis does not know any more."""
         for job in self._jobs:
             job.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)
         while self._tasks:
             await asyncio.wait(self._tasks)
-        lost = [token for token in self.revoked if not await self.application.knows(self.token_of(token))]
-        for token in lost:
-            del self.revoked[token]
-        return len(lost)
+        return {token for token in self.revoked if not await self.application.knows(self.token_of(token))}
 
     async def __aexit__(self, *_: object) -> None:
         for task in (*self._jobs, *self._tasks):

@@ -165,10 +165,10 @@ async def play(topology: Topology, act: Act, pace: Pace, *, absent_at_start: boo
         watching.cancel()
         stage.marks.ended = time.monotonic()
         load, marks = stage.load, stage.marks
-        found = find(load.samples, load.revoked, load.changed, marks)
+        found = find(load.samples, load.revoked, load.changed, marks, lost)
         for node, length in zip(stage.nodes, before, strict=True):
             found.log += node.errors[length:].decode().splitlines()
-        found.lag, found.lost = load.lag, lost
+        found.lag = load.lag
     return found
 
 

@@ -17,8 +17,8 @@ def sample(kind: Any, who: str, sent: float, status: int = 200, **more: Any) -> 
 
 
 def found(*samples: Sample, **more: Any) -> Findings:
-    told = {"revoked": {}, "changed": {}, "marks": Marks(broken=10.0, repaired=12.0), **more}
-    return find(samples, told["revoked"], told["changed"], told["marks"])
+    told = {"revoked": {}, "changed": {}, "marks": Marks(broken=10.0, repaired=12.0), "lost": (), **more}
+    return find(samples, told["revoked"], told["changed"], told["marks"], told["lost"])
 
 
 def test_an_error_counts_for_the_kind_of_route_it_happened_on() -> None:
@@ -58,6 +58,12 @@ def test_a_token_is_let_in_too_late() -> None:
     late = sample("token", "t1", 13.0)
     assert found(late, revoked={"t1": 12.5}).revoked_accepted == 0.5
     assert found(late, revoked={"t1": 13.5}).revoked_accepted == 0.0
+
+
+def test_a_revocation_that_redis_has_lost_counts_for_nothing() -> None:
+    tried = [sample("token", "t1", 11.0, 401), sample("token", "t1", 13.0)]
+    lost = found(*tried, revoked={"t1": 10.5}, lost={"t1"})
+    assert (lost.revoked_accepted, lost.blamed, lost.revocations, lost.lost) == (0.0, 0, 0, 1)
 
 
 def test_it_is_not_normal_before_the_last_error_and_before_the_nodes_say_so() -> None:
