@@ -194,9 +194,10 @@ class Chain:
 
     async def rest(self, request: Request, base: int = 0) -> Response:
         """The answer, waited for: what is left to do after `start` or `go_on` could not."""
-        if not base and request.trips:
-            # Until here the request has waited for nothing but Redis.
-            have_patience(self._timeout + SLACK_SECONDS - (time.monotonic() - request.started))
+        if not base:
+            # Until here the request has waited for nothing but Redis, if it has asked at all.
+            waited = time.monotonic() - request.started if request.trips else 0.0
+            have_patience(self._timeout + SLACK_SECONDS - waited)
         while (waiting := request.waiting) is not None:
             with suppress(RedisError):  # is looked at when it is the plugin's turn, which may be now
                 await waiting
