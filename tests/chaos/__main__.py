@@ -6,7 +6,10 @@ python -m tests.chaos [--only single,killed] [--hold 5] [--into PAGE] [--list]
 from __future__ import annotations
 
 import argparse
+import asyncio
+import signal
 import sys
+from collections.abc import Awaitable
 from pathlib import Path
 
 import uvloop
@@ -46,9 +49,17 @@ def main() -> None:
 
 def played(scenario: Scenario, pace: Pace) -> Findings | str:
     try:
-        return uvloop.run(scenario.run(pace))
+        return uvloop.run(cleaned_up(scenario.run(pace)))
     except Unsupported as why:
         return str(why)
+
+
+async def cleaned_up(play: Awaitable[Findings]) -> Findings:
+    """Whoever is told to end does not leave servers behind."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await play
 
 
 if __name__ == "__main__":
