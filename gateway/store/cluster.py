@@ -16,7 +16,6 @@ every `REFRESH_SECONDS`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections.abc import Callable, Iterable
@@ -98,7 +97,7 @@ class Cluster:
         self._nowhere = Link(options, self._owner(("", 0)), "none")
         self._hint: Address | None = None
         self._wanted = asyncio.Event()
-        self._keeper: asyncio.Task[None] | None = None
+        self._keepers: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -184,41 +183,40 @@ class Cluster:
     async def start(self) -> None:
         """Read the table and connect. Returns after the first try, whether it succeeded or not."""
         await self._refresh()
-        self._keeper = self.loop.create_task(self._keep())
+        self._keepers = [self.loop.create_task(work) for work in (self._keep(), self._watch())]
         if self._tasks:
             await asyncio.gather(*self._tasks)
 
     async def stop(self) -> None:
         self._closing = True
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+        self._wanted.set()
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
         await asyncio.gather(*(primary.stop() for primary in self._primaries.values()))
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    # Neither of these ends by its cancellation alone: redis-py may take it for its own.
+
     async def _keep(self) -> None:
-        pause = self._options.max_silence / 2
-        # Not all workers of a fleet at once.
-        next_check = self.loop.time() + pause * random.uniform(0.5, 1)  # noqa: S311
-        failures, delay = 0, 0.0
-        # Not ended by the cancellation alone: redis-py may take it for its own.
+        """Read the table when there is reason to, and again and again while a slot has no server that answers."""
+        failures = 0
+        self._wanted.set()
         while not self._closing:
-            await asyncio.sleep(delay)
-            delay = 0.0
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(next_check):
-                    await self._wanted.wait()
-            if self._wanted.is_set() or not self.up:
-                self._wanted.clear()
-                failures = 0 if await self._refresh() and self.up else failures + 1
-                ceiling = min(self._options.backoff_max, self._options.backoff_base * 2 ** min(failures, 16))
-                if not self.up:
-                    # A failover takes seconds: ask again until another server has the slots.
-                    self._wanted.set()
-                delay = max(REFRESH_SECONDS, random.uniform(0, ceiling))  # noqa: S311
-            if self.loop.time() >= next_check:
-                next_check = self.loop.time() + pause
-                await self._check()
+            await self._wanted.wait()
+            self._wanted.clear()
+            failures = 0 if await self._refresh() and self.up else failures + 1
+            if failures:
+                self._wanted.set()
+            ceiling = min(self._options.backoff_max, self._options.backoff_base * 2 ** min(failures, 16))
+            await asyncio.sleep(max(REFRESH_SECONDS, random.uniform(0, ceiling)))  # noqa: S311
+
+    async def _watch(self) -> None:
+        pause = self._options.max_silence / 2
+        while not self._closing:
+            # Not all workers of a fleet at once.
+            await asyncio.sleep(pause * random.uniform(0.8, 1))  # noqa: S311
+            await self._check()
 
     async def _check(self) -> None:
         """Ask each primary for its slots, and believe only what is as it was."""
