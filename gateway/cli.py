@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         commands = getattr(module, "commands", None)
         if isinstance(commands, typer.Typer) and commands not in mounted:
             app.add_typer(commands, name=str(commands.info.name or name))
+            for word, command in getattr(module, "shortcuts", {}).items():
+                app.command(word)(command)
     try:
         app(arguments, prog_name="gateway")
     except ConfigError as error:

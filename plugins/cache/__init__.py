@@ -60,7 +60,7 @@ commands/     the same as `gateway cache ...`, and warming
 """
 
 from plugins.cache.admin import admin
-from plugins.cache.commands import commands
+from plugins.cache.commands import commands, shortcuts
 from plugins.cache.plugin import Cache
 
-__all__ = ["Cache", "admin", "commands"]
+__all__ = ["Cache", "admin", "commands", "shortcuts"]

@@ -66,7 +66,7 @@ class Done:
         return json.loads(self.out)
 
 
-async def command(config: Path, *arguments: str) -> Done:
+async def command(config: Path, *arguments: str, group: tuple[str, ...] = ("cache",)) -> Done:
     """Run one to its end. It has a loop of its own, so it runs in a thread."""
     out, err = io.StringIO(), io.StringIO()
 
@@ -76,7 +76,7 @@ async def command(config: Path, *arguments: str) -> Done:
             contextlib.redirect_stderr(err),
         ):
             try:
-                main(["--config", str(config), "cache", *arguments])
+                main(["--config", str(config), *group, *arguments])
             except SystemExit as ended:
                 return int(ended.code or 0)
             finally:

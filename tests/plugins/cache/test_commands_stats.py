@@ -138,6 +138,7 @@ async def test_the_hottest_keys_with_their_copies(
     assert (line["rank"], line["url"], line["hot"], told["shards"]) == (1, "api.test/hot?…", True, 3)
     assert line["copies"] == len(await redis_client.keys("gateway:cache:*")) == 3
     out = (await command(config, "hot")).out
+    assert (await command(config, "hot", group=())).out == out, "`gateway hot` is the same"
     assert "3 of 3 keys" in out
     assert "api.test/hot?…" in out
     assert "letmein" not in out
