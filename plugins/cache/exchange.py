@@ -6,6 +6,7 @@ What only the one client wants (his conditions, his `Range`) is not passed on wh
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from gateway.plugin import Handler, Request, Response
 from plugins.cache.compress import unpack
@@ -13,6 +14,9 @@ from plugins.cache.conditions import CONDITIONS, RANGES, confirms, freshened, is
 from plugins.cache.entry import Entry, fields_of
 from plugins.cache.ranges import combine, content_range, is_whole, missing
 from plugins.cache.tee import close, whole
+
+# To others a condition that fails is answered with 412 (RFC 9110, section 13.1.2; RFC 10008, section 2.6).
+CONDITIONAL: Final = frozenset({"GET", "QUERY"})
 
 
 class Exchange:
@@ -41,7 +45,7 @@ class Exchange:
             Exception: what the upstream raised, or a body that broke off.
         """
         self._remove((*CONDITIONS, *RANGES))
-        asked = {} if known is None else self._questions(known)
+        asked = self._questions(known) if known is not None and self._request.method in CONDITIONAL else {}
         for name, value in asked.items():
             self._request.set_header(name, value)
         response = await self._send()

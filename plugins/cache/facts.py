@@ -52,10 +52,14 @@ _KINDS: Final = {
 # Whatever has one of these words in its name may tell the upstream whose a request is: those who send different values
 # get answers of their own.
 _TELLING: Final = frozenset(
-    b"apikey auth authorization authentication credential credentials email identity jwt login oidc password principal"
-    b" secret session sessionid sid signature tenant token user userid username".split()
+    b"account auth authorization authentication bearer cert certificate consumer credential credentials customer dn"
+    b" dpop email identity login member oidc password principal role roles session sessionid sid signature subject"
+    b" tenant ticket uid user userid username".split()
 )
-_NOT_TELLING: Final = frozenset({b"user-agent", b"x-user-agent"})
+# `X-Api-Key`, `Api-Key`, `X-AccessToken`.
+_TELLING_ENDS: Final = (b"key", b"token", b"secret", b"jwt", b"oauth")
+# What browsers send whoever uses them.
+_NOT_TELLING: Final = frozenset({b"user-agent", b"x-user-agent", b"sec-fetch-user"})
 # An address in `Forwarded` (RFC 7239), as trusted proxies write it for each client.
 _NODES: Final = re.compile(r'(?:for|by)=(?:"[\[\]0-9A-Fa-f:._-]*"|[\w.-]+)', re.IGNORECASE | re.ASCII)
 
@@ -138,11 +142,15 @@ class FactsReader:
         kind = self._kinds.get(lower, NOTHING)
         if kind == NOTHING and (lower == b"forwarded" or lower.startswith(b"x-forwarded-")):
             kind = NOTHING if lower == b"x-forwarded-for" else FORWARDED
-        elif kind == NOTHING and lower not in _NOT_TELLING and not _TELLING.isdisjoint(lower.split(b"-")):
+        elif kind == NOTHING and lower not in _NOT_TELLING and any(map(_tells, lower.split(b"-"))):
             kind = CREDENTIAL
         if len(self._known) < MAX_KNOWN_NAMES:
             self._known[name] = kind
         return kind
+
+
+def _tells(word: bytes) -> bool:
+    return word in _TELLING or word.endswith(_TELLING_ENDS)
 
 
 def _facts(found: Sequence[tuple[int, bytes, bytes]], method: str, trusted: bool) -> Facts:

@@ -108,8 +108,8 @@ class Errand:
         mine = self._visit.whose(request)
         if not mine:
             made: Plan | str = "identity"
-        elif not failed and not self._turn(fields, known):
-            made = "not-for-all"
+        elif not self._turn(fields, known, failed=failed):
+            mine, made = False, "not-for-all"
         else:
             made = self._plan(response.status, fields, sent, received)
         generations = [standing[name] for name in self._visit.address.generations]
@@ -221,11 +221,12 @@ class Errand:
         """
         return await self._exchange.whole(known)
 
-    def _turn(self, fields: CIMultiDict[str], known: Entry | None) -> bool:
+    def _turn(self, fields: CIMultiDict[str], known: Entry | None, *, failed: bool) -> bool:
         """Turn to where an answer like this belongs; False where it cannot be kept, as nobody looked there before.
 
         Args:
             known: what was stored.
+            failed: it is an error, which says nothing about where others belong.
         """
         visit, request, targets = self._visit, self._request, self._fetcher.lookup.targets
         common = visit.target.common
@@ -233,6 +234,8 @@ class Errand:
             return True
         if known is not None and not known.common and self._exchange.status in (206, 304):
             return True  # it is made of what was one client's own, which stays his
+        if failed:
+            return not visit.at_common
         if visit.at_common:
             targets.forget(request, visit.target)
             return False
@@ -352,16 +355,19 @@ class Errand:
         written: list[tuple[Place, Stored, float]] = [(place, kept, ttl)]
         if names and (visit.index is None or visit.index.names != names or now - visit.index.made > INDEX_SECONDS / 2):
             written.append((visit.address, Index(names, now), INDEX_SECONDS))
+        late = False
         try:
+            if place.digest != self.place.digest and not await store.extend(self.place, owner):
+                return self._landing(AGAIN, place, response=response, detail="detail=late")
             # First what the generations of the URL and the user hang on: they need not outlive it by much.
             store.keep(visit.address.generations, ttl)
             # The one with the lock comes last: who is let in finds all of it.
             for where, stored, seconds in sorted(written, key=lambda one: one[0].digest == self.place.digest):
                 if where.digest == self.place.digest:
-                    await store.write(where, owner, stored, seconds)
+                    late = not await store.write(where, owner, stored, seconds)
                 else:
                     await store.put(where.entry, stored, seconds)
-                for number in self._fetcher.lookup.hot.shards(where.digest):
+                for number in () if late else self._fetcher.lookup.hot.shards(where.digest):
                     store.copy(where.shard(number), stored, seconds)
             if self._turned:
                 # Who waits where this began looks again, and finds it there.
@@ -372,6 +378,9 @@ class Errand:
             self._fetcher.complain(error)
             store.release(self.place, owner)
             detail = "detail=redis"
+        if late:
+            # Another worker has fetched it meanwhile: who waits finds that.
+            return self._landing(AGAIN, place, response=response, detail="detail=late")
         if entry.plan.expires <= now:
             # It is there to be revalidated: who waits does that for himself.
             return self._landing(AGAIN, place, response=response, detail=detail)

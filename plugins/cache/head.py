@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 from gateway.plugin import RedisError, Response
 from plugins.cache.compress import size_of
 from plugins.cache.conditions import matches_head
-from plugins.cache.entry import fields_of
+from plugins.cache.entry import Entry, fields_of
 from plugins.cache.exchange import renewed
 from plugins.cache.fetch import Errand
-from plugins.cache.policy import ended
+from plugins.cache.policy import ended, is_common
 
 
 class HeadErrand(Errand):
@@ -23,6 +25,8 @@ class HeadErrand(Errand):
         received = clock()
         if stale is None or response.status != stale.status or not self._visit.whose(request):
             return response
+        if self._visit.at_common and not is_common(fields_of(response.head()), self._fetcher.rules):
+            return response  # what this client is told says nothing about what is there for all
         size = size_of(stale.body) if stale.coding else len(stale.body)
         if matches_head(fields_of(response.head()), response.length, stale.fields(), size):
             fresh = renewed(stale, response, stale.body)
@@ -34,11 +38,16 @@ class HeadErrand(Errand):
                 fresh, fields, made, stale.body, (stale.generations, stale.hard), stale.tags, stale.cost
             )
             entry.coding = stale.coding
+            # Its validator may be no more than a `Last-Modified`: what was not for all does not become so by it.
+            entry.common = entry.common and stale.common
         else:
-            entry = stale
+            entry = copy(stale)
             entry.plan = ended(stale.plan, received)
         try:
             place = self._place(entry.plan.vary)
+            there = await self._store.read(self.place.entry)
+            if not isinstance(there, Entry) or there.head != stale.head or there.body != stale.body:
+                return response  # a GET was faster
             await self._store.put(place.entry, entry, entry.plan.ends - received)
         except (RedisError, ValueError) as error:
             self._fetcher.complain(error)

@@ -150,8 +150,9 @@ class Store:
         """Write a copy whose loss does not matter, and do not wait."""
         self._redis.tell("SET", key, encode(stored), "PX", milliseconds(ttl), bulk=True)
 
-    async def write(self, place: Place, owner: str, stored: Stored, ttl: float) -> None:
-        """Write what was fetched and release the lock, at once.
+    async def write(self, place: Place, owner: str, stored: Stored, ttl: float) -> bool:
+        """Write what was fetched and release the lock, at once. False, and nothing is written, if the lock has ended
+        and what is there may be newer: the process was stopped for longer than it lasts.
 
         Raises:
             RedisError: it could not be written.
@@ -162,7 +163,7 @@ class Store:
         # A read after this is to go to Redis: what was read before is no longer so.
         self._redis.mirror.drop(place.entry)
         self._redis.mirror.drop(place.lock)
-        await answer
+        return bool(await answer)
 
     # -- locks -------------------------------------------------------------------------------------
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import re
 import time
 from email.utils import formatdate
 from typing import Any
@@ -205,3 +207,228 @@ async def test_what_was_one_clients_own_is_not_for_all_after_a_304(
     await ask(node, **by("ada"))
     got = await ask(node, **by("bob"))
     assert got.headers.get("X-User") != "ada"
+
+
+def cookie(name: str) -> dict[str, Any]:
+    return {"headers": {"Cookie": f"user={name}"}}
+
+
+async def test_what_one_client_is_told_of_a_head_is_not_for_all(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, clock: Clock
+) -> None:
+    def answer(request: web.Request) -> web.Response:
+        headers = {"ETag": '"a"', "Date": formatdate(clock(), usegmt=True), "Cache-Control": "public, max-age=1"}
+        if request.method == "HEAD":
+            headers |= {"Cache-Control": "max-age=60", "X-User": request.headers["Cookie"]}
+        return web.Response(text="same", headers=headers)
+
+    upstream.answer("/a", answer)
+    node = await gateway(CACHE)
+    clock.stand(node)
+    await ask(node, **cookie("ann"))
+    clock.pass_by(5)
+    assert (await ask(node, method="HEAD", **cookie("bob"))).headers["X-User"] == "user=bob"
+    assert "X-User" not in (await ask(node)).headers
+
+
+@pytest.mark.parametrize("ttl", [0, 5])
+async def test_one_clients_error_is_his_own_also_where_answers_were_for_all(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, clock: Clock, ttl: int
+) -> None:
+    failing = False
+
+    async def answer(request: web.Request) -> web.Response:
+        headers = {"Date": formatdate(clock(), usegmt=True)}
+        if failing:
+            await asyncio.sleep(0.2)
+            return web.Response(status=500, text=request.headers.get("Cookie", "nobody"), headers=headers)
+        return web.Response(text="same", headers=headers | {"Cache-Control": "public, max-age=1"})
+
+    upstream.answer("/a", answer)
+    node = await gateway({"plugins": {"cache": {"ttl_by_status": {"500": ttl}}}} if ttl else CACHE)
+    clock.stand(node)
+    await ask(node, **cookie("ann"))
+    clock.pass_by(5000)
+    failing = True
+    asked = upstream.count("/a")
+    first = asyncio.ensure_future(ask(node, **cookie("bob")))
+    await eventually(lambda: upstream.count("/a") > asked)
+    assert (await ask(node)).body == b"nobody"
+    assert (await first).body == b"user=bob"
+    assert (await ask(node)).body == b"nobody"
+
+
+@pytest.mark.parametrize("varies", [False, True])
+async def test_a_holder_that_was_stopped_does_not_overwrite_what_was_fetched_meanwhile(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, monkeypatch: pytest.MonkeyPatch, varies: bool
+) -> None:
+    calls = 0
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal calls
+        calls += 1
+        number = calls
+        if number == 1:
+            await asyncio.sleep(0.8)
+        headers = {"Cache-Control": "max-age=60"} | ({"Vary": "X-Kind"} if varies else {})
+        return web.Response(text=str(number), headers=headers)
+
+    upstream.answer("/a", answer)
+    config = {"plugins": {"cache": {"lock_ttl": 0.2}}}
+    node, other = await gateway(config), await gateway(config)
+    # A process that is stopped does not extend its lock.
+    monkeypatch.setattr(node.plugins["cache"]._flights, "_extend", lambda *_: asyncio.sleep(60))  # type: ignore[attr-defined]
+    first = asyncio.ensure_future(ask(node))
+    await eventually(lambda: calls == 1)
+    assert (await ask(other)).body == b"2"
+    assert (await first).body == b"1"
+    assert [(await ask(place)).body for place in (other, node)] == [b"2", b"2"]
+
+
+async def test_the_answer_to_a_slow_head_does_not_bring_back_an_old_body(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, clock: Clock
+) -> None:
+    version = "1"
+
+    async def answer(request: web.Request) -> web.Response:
+        mine = version
+        if request.method == "HEAD":
+            await asyncio.sleep(0.3)
+        headers = {"Date": formatdate(clock(), usegmt=True), "ETag": f'"{mine}"', "Cache-Control": "max-age=60"}
+        return web.Response(text=mine, headers=headers)
+
+    upstream.answer("/a", answer)
+    node = await gateway(CACHE)
+    clock.stand(node)
+    await ask(node)
+    clock.pass_by(61)
+    head = asyncio.ensure_future(ask(node, method="HEAD"))
+    await eventually(lambda: upstream.count("/a") == 2)
+    version = "2"
+    assert (await ask(node)).body == b"2"
+    await head
+    assert (await ask(node)).body == b"2"
+
+
+async def test_a_search_by_post_is_not_asked_about_conditionally(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, clock: Clock
+) -> None:
+    """RFC 9110, section 13.1.2: its answer would be 412, which the client has not asked for."""
+
+    async def answer(request: web.Request) -> web.Response:
+        if "If-None-Match" in request.headers:
+            return web.Response(status=412)
+        headers = {"Date": formatdate(clock(), usegmt=True), "ETag": '"a"', "Cache-Control": "max-age=5"}
+        return web.Response(body=await request.read(), headers=headers)
+
+    upstream.answer("/a", answer)
+    node = await gateway({"plugins": {"cache": {"methods": ["POST"]}}})
+    clock.stand(node)
+    for _ in range(2):
+        got = await ask(node, method="POST", data=b"x")
+        assert (got.status, got.body) == (200, b"x")
+        clock.pass_by(6)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Api-Key",
+        "Ocp-Apim-Subscription-Key",
+        "X-AccessToken",
+        "Client-Cert",
+        "X-SSL-Client-S-DN",
+        "X-Account-Id",
+        "X-Consumer-Id",
+    ],
+)
+async def test_fields_that_tell_who_asks_by_another_name(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, name: str
+) -> None:
+    def answer(request: web.Request) -> web.Response:
+        return web.Response(text=request.headers[name], headers={"Cache-Control": "max-age=60"})
+
+    upstream.answer("/a", answer)
+    node = await gateway(CACHE)
+    await ask(node, headers={name: "ann"})
+    assert (await ask(node, headers={name: "bob"})).body == b"bob"
+
+
+@pytest.mark.parametrize("scope", ["auto", "shared"])
+async def test_a_browser_that_was_clicked_in_is_no_other_user(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, scope: str
+) -> None:
+    upstream.answer("/a", lambda request: web.Response(text="x", headers={"Cache-Control": "max-age=60"}))
+    node = await gateway({"plugins": {"cache": {"scope": scope}}})
+    await ask(node, headers={"Sec-Fetch-User": "?1"})
+    assert (await ask(node)).cache == "HIT"
+
+
+class Fickle:
+    """An upstream that does not know for whom its answers are, nor anything else. Each names itself in its body and in
+    `X-Number`; after 304, errors and parts too."""
+
+    def __init__(self, upstream: UpstreamServer, clock: Clock, chance: random.Random) -> None:
+        self.given: list[tuple[str, bool]] = []
+        """To whom, and whether it was for all."""
+        self.varies = chance.random() < 0.3
+        self._clock = clock
+        self._chance = chance
+        upstream.answer("/a", self._answer)
+        upstream.answer("/b", self._answer)
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        chance = self._chance
+        who = request.headers.get("Authorization") or request.headers.get("Cookie", "")
+        common, number = chance.random() < 0.5, len(self.given)
+        self.given.append((who, common))
+        headers = {"Date": formatdate(self._clock(), usegmt=True), "X-Number": str(number)}
+        life = ["max-age=1", "max-age=30", "max-age=5, stale-while-revalidate=20", "max-age=1, stale-if-error=60"]
+        headers["Cache-Control"] = ("public, " if common else "") + chance.choice([*life, "max-age=0", "no-cache"])
+        if self.varies and chance.random() < 0.8:
+            headers["Vary"] = "X-Kind"
+        if chance.random() < 0.4:
+            await asyncio.sleep(chance.random() * 0.02)
+        if chance.random() < 0.15:
+            return web.Response(status=chance.choice([500, 503, 404, 302]), text=f"E{number} ", headers=headers)
+        headers["ETag"] = '"all"' if common else f'"{who}"'
+        if request.headers.get("If-None-Match") == headers["ETag"] and chance.random() < 0.9:
+            return web.Response(status=304, headers=headers)
+        body = f"E{number} ".encode() * 30
+        if request.headers.get("Range", "").startswith("bytes=0-") and "If-Range" not in request.headers:
+            return web.Response(
+                status=206, body=body[:9], headers=headers | {"Content-Range": f"bytes 0-8/{len(body)}"}
+            )
+        return web.Response(body=body, headers=headers)
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_whatever_the_upstream_says_nobody_gets_what_was_told_another_alone(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, clock: Clock, seed: int
+) -> None:
+    chance = random.Random(seed)
+    fickle = Fickle(upstream, clock, chance)
+    cache = {"ttl_by_status": {"500": 3}, "compress_over": chance.choice([0, 10]), "lock_ttl": 1}
+    nodes = [await gateway({"plugins": {"cache": cache}}) for _ in range(2)]
+    clock.stand(*nodes)
+
+    async def one() -> None:
+        who = chance.choice(["", "ann", "bob"])
+        field = chance.choice(["Cookie", "Authorization"])
+        headers = {field: f"{field}={who}"} if who else {}
+        odd = [{"Cache-Control": value} for value in ("no-cache", "max-age=0", "max-stale=50")]
+        odd += [{"Range": "bytes=0-8"}, {"If-None-Match": '"all"'}]
+        asked = chance.choice([{}] * 10 + odd) | ({"X-Kind": chance.choice("xy")} if fickle.varies else {})
+        method = chance.choice(["GET", "GET", "GET", "HEAD"])
+        got = await ask(chance.choice(nodes), chance.choice(["/a", "/b"]), method, headers=headers | asked)
+        numbers = {int(number) for number in re.findall(rb"E(\d+) ", got.body)}
+        numbers |= {int(got.headers["X-Number"])} if "X-Number" in got.headers else set()
+        for number in numbers:
+            told, common = fickle.given[number]
+            assert common or told == headers.get(field, ""), f"{got} for {headers}"
+
+    for _ in range(50):
+        if chance.random() < 0.2:
+            clock.pass_by(chance.choice([0.5, 2, 7, 70]))
+        else:
+            await asyncio.gather(*[one() for _ in range(chance.choice([1, 1, 1, 8]))])
