@@ -6,6 +6,7 @@ to the client. `X-Cache` is the same for people, in one word.
 
 from __future__ import annotations
 
+from math import floor
 from typing import Final
 
 from multidict import CIMultiDict
@@ -38,10 +39,15 @@ def hit(entry: Entry, now: float, place: Place) -> Response:
             max(0, int(now - plan.born)),
             entry.prior.encode("utf-8", "surrogateescape"),
             _NAME,
-            plan.expires - now,
+            floor(plan.expires - now),
         )
         place.shown_at, place.shown_of = second, entry.head
     return Response.prebuilt(entry.status, place.shown, place.shown_names, entry.body, outcome=HIT, reason=entry.reason)
+
+
+def told_of(entry: Entry, now: float) -> str:
+    """What `Cache-Status` says of a hit: how long it is fresh yet, negative if it is not (RFC 9211, section 2.4)."""
+    return f"hit; ttl={floor(entry.plan.expires - now)}"
 
 
 def served(entry: Entry, facts: Facts, now: float, outcome: str, detail: str) -> Response:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from gateway.plugin import HIT, MISS, STALE, Handler, Redis, Request, Response
-from plugins.cache.answers import mark, not_stored, served
+from plugins.cache.answers import mark, not_stored, served, told_of
 from plugins.cache.compress import represented
 from plugins.cache.entry import Entry, Index
 from plugins.cache.generations import fingerprint
@@ -45,7 +45,7 @@ class Remains:
         """What is fresh; else from the upstream, or in place of its error what is stale and may be served so."""
         entry, now = self.find(visit, request), self._clock()
         if entry is not None and judge(entry.plan, visit.facts.asked, now) == FRESH:
-            answer = await self._served(entry, visit, HIT, f"hit; ttl={entry.plan.expires - now:.0f}; {WITHOUT}")
+            answer = await self._served(entry, visit, HIT, f"{told_of(entry, now)}; {WITHOUT}")
             if answer is not None:
                 return answer
         if "only-if-cached" in visit.facts.asked:

@@ -7,7 +7,7 @@ from typing import Final
 
 from gateway.plugin import HIT, MISS, STALE, Handler, Request, Response
 from plugins.cache import policy, stampede
-from plugins.cache.answers import hit, mark, not_stored, served, tailored
+from plugins.cache.answers import hit, mark, not_stored, served, tailored, told_of
 from plugins.cache.compress import represented
 from plugins.cache.config import CacheConfig
 from plugins.cache.early import due
@@ -82,7 +82,7 @@ class Serving:
                     if verdict == policy.FRESH and visit.target.plain and (visit.target.gzip or not found.coding):
                         answer = hit(found, now, visit.place)
                     else:
-                        told = f"hit; ttl={found.plan.expires - now:.0f}"
+                        told = told_of(found, now)
                         answer = await self._served(found, visit, call_next, OUTCOMES[verdict], told)
                     if verdict == policy.STALE or self.due(request, found, now):
                         # Last: it takes the request over.
@@ -157,7 +157,7 @@ class Serving:
         if isinstance(found, Entry):
             now = self._clock()
             if policy.judge(found.plan, visit.facts.asked, now) == policy.FRESH and has(visit.facts, found):
-                return served(found, visit.facts, now, HIT, f"hit; ttl={found.plan.expires - now:.0f}")
+                return served(found, visit.facts, now, HIT, told_of(found, now))
             why = "fwd=partial"
         if "only-if-cached" in visit.facts.asked:
             return not_stored()
