@@ -60,6 +60,11 @@ async def work(fd: int) -> int:
         await channel.close()
         return 1
     watch_redis(observer.metrics, worker.redis)
+    observer.metrics.ratio(
+        "gateway_fleet_workers",
+        "Workers of all nodes that are alive, as those of this node believe on average.",
+        lambda: (worker.fleet.workers, 1),
+    )
     observer.metrics.gauge("gateway_requests_in_flight", "Requests being answered.", lambda: worker.server.in_flight)
     lag = LoopLag(observer.metrics)
     # What is here now stays: the collector need not walk it again, which would hold up all requests for 20 ms.
@@ -121,6 +126,7 @@ async def snapshot(worker: Worker, observer: Observer) -> dict[str, Any]:
         "redis_why": redact(redis.why_down),
         "redis_latency_ms": latency,
         "redis_waiting": sum(link.waiting for link in redis.links),
+        "workers_alive": worker.fleet.workers,
         "mirror_entries": len(redis.mirror),
         "mirror_bytes": redis.mirror.bytes,
         "requests": observer.requests,

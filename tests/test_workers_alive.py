@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import aiohttp
 import redis.asyncio
 
 from gateway.fleet import LIFE_SECONDS, MAX_WORKERS, Fleet
@@ -9,6 +12,7 @@ from gateway.store import Redis
 from gateway.store.link import LinkOptions
 from tests.conftest import StartGateway
 from tests.harness import Valkey, eventually
+from tests.nodes import running_node
 
 
 async def test_workers_know_of_each_other_and_forget_who_has_gone(
@@ -57,6 +61,27 @@ async def test_the_number_stands_while_redis_is_away_and_after_it_came_back_empt
     for _ in range(3):
         await fleet._tell()
     assert fleet.workers == 1, "by now they would have"
+
+
+async def test_health_and_metrics_tell_what_goes_on_without_redis(tmp_path: Path, own_valkey: Valkey) -> None:
+    tables = {"redis": {"url": own_valkey.url}, "plugins": {"rate_limit": {"limits": ["100/minute"]}}}
+    upstreams = {"default": {"url": "http://127.0.0.1:1"}}
+    async with running_node(tmp_path, server={"workers": 2}, upstreams=upstreams, **tables) as node:
+        health = await node.health()
+        assert (health["fleet"], health["redis"]["decided_without"]) == ({"workers": 2}, {})
+        own_valkey.pause()
+        async with aiohttp.ClientSession() as http:
+            for _ in range(3):
+                async with http.get(node.url) as answer:
+                    assert answer.status == 502, "the limit lets pass; there is no upstream"
+        health = await node.health()
+        assert health["status"] == "degraded"
+        assert any("does not answer in time" in link["why"] for link in health["redis"]["links"])
+        assert health["redis"]["decided_without"] == {"rate_limit": {"local": 3}}
+        metrics = await node.metrics()
+        assert metrics["gateway_decided_without_redis_total"] == 3
+        assert metrics["gateway_redis_stalled"] >= 1
+        assert metrics["gateway_fleet_workers"] == 2
 
 
 async def test_without_redis_from_the_start_a_node_knows_its_own_workers(gateway: StartGateway) -> None:

@@ -25,6 +25,7 @@ from aiohttp import web
 from gateway.admin.context import Context, Requests, requests_in
 from gateway.admin.guard import NOT_STORED, guard, is_loopback, problems
 from gateway.admin.plugins import MAX_BODY, RedisClient, mount
+from gateway.chain import DECIDED
 from gateway.config import Config
 from gateway.control import WorkerProcess
 from gateway.listen import Listeners
@@ -114,6 +115,7 @@ class Admin:
         # `redis` is None where the worker did not answer.
         redis = [worker.pop("redis") or {"up": None} for worker in workers]
         mirrors = [worker.pop("mirror") for worker in workers]
+        alive = [worker.pop("workers_alive") or 0 for worker in workers]
         latencies = [state["latency_ms"] for state in redis if state.get("latency_ms") is not None]
         # A stopped Redis is "up" until `max_silence` has passed, but does not answer.
         answered = all(state["up"] and state.get("latency_ms") is not None for state in redis)
@@ -127,10 +129,12 @@ class Admin:
             "redis": {
                 "up": bool(redis) and all(state["up"] for state in redis),
                 "latency_ms": max(latencies, default=None),
+                "decided_without": decided_in(merge(self._snapshots())),
                 "links": [{"worker": worker["number"], **state} for worker, state in zip(workers, redis, strict=True)],
             },
             "mirror": {key: sum(mirror[key] for mirror in mirrors if mirror) for key in ("entries", "bytes")},
             "workers": workers,
+            "fleet": {"workers": max(alive, default=0)},
         }
         status = 503 if "ready" in request.query and not ready else 200
         return web.Response(
@@ -141,15 +145,15 @@ class Admin:
         )
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        return web.Response(body=render(await self._snapshots()), headers=NOT_STORED | {"Content-Type": CONTENT_TYPE})
+        await self._collect()
+        return web.Response(body=render(self._snapshots()), headers=NOT_STORED | {"Content-Type": CONTENT_TYPE})
 
-    async def _snapshots(self) -> list[Snapshot]:
-        snapshots = [self._node.metrics.snapshot(), self._node.retired]
-        for _, process, _ in await self._collect():
-            # One that did not answer counts as it was: a sum that falls would read as a restart.
-            if process is not None and process.snapshot is not None:
-                snapshots.append(process.snapshot["metrics"])
-        return snapshots
+    def _snapshots(self) -> list[Snapshot]:
+        """As they were when they were collected last."""
+        processes = [slot.process for slot in self._node.slots]
+        # One that did not answer counts as it was: a sum that falls would read as a restart.
+        told = [process.snapshot["metrics"] for process in processes if process is not None and process.snapshot]
+        return [self._node.metrics.snapshot(), self._node.retired, *told]
 
     def _token(self) -> str:
         return self._node.config.admin.token.get_secret_value()
@@ -160,7 +164,8 @@ class Admin:
         return Context(config, self._folder, redis, self._requests)
 
     async def _requests(self) -> Requests:
-        return requests_in(merge(await self._snapshots()))
+        await self._collect()
+        return requests_in(merge(self._snapshots()))
 
 
 async def _ask(process: WorkerProcess | None) -> bool:
@@ -172,14 +177,14 @@ async def _ask(process: WorkerProcess | None) -> bool:
 def worker_state(number: int, process: WorkerProcess | None, answers: bool) -> dict[str, Any]:
     """One worker as `health` shows it."""
     state: dict[str, Any] = {"number": number, "pid": None, "ready": False, "answers": answers}
-    state |= {"requests": None, "in_flight": None, "redis": None, "mirror": None}
+    state |= {"requests": None, "in_flight": None, "redis": None, "mirror": None, "workers_alive": None}
     if process is None:
         return state
     state |= {"pid": process.pid, "ready": process.ready and not process.draining}
     if not answers or process.snapshot is None:
         return state
     told = process.snapshot
-    state |= {key: told[key] for key in ("requests", "in_flight")}
+    state |= {key: told[key] for key in ("requests", "in_flight", "workers_alive")}
     state["redis"] = {
         "up": told["redis_up"],
         "why": told["redis_why"],
@@ -188,6 +193,18 @@ def worker_state(number: int, process: WorkerProcess | None, answers: bool) -> d
     }
     state["mirror"] = {"entries": told["mirror_entries"], "bytes": told["mirror_bytes"]}
     return state
+
+
+def decided_in(snapshot: Snapshot) -> dict[str, dict[str, int]]:
+    """How many requests each plugin has decided about without Redis since the start, and how."""
+    family = snapshot.get(DECIDED)
+    if family is None:
+        return {}
+    plugin, decision = family["labels"].index("plugin"), family["labels"].index("decision")
+    found: dict[str, dict[str, int]] = {}
+    for values, count in family["series"]:
+        found.setdefault(values[plugin], {})[values[decision]] = int(count)
+    return found
 
 
 def _version() -> str:

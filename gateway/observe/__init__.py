@@ -33,7 +33,11 @@ MAX_KNOWN_PATH: Final = 256
 MAX_ID: Final = 128
 CUT_OTHER: Final = 64
 
-LINK_GAUGES: Final = {"up": "Links that are up.", "waiting": "Replies the links are waiting for."}
+LINK_GAUGES: Final = {
+    "up": "Links that are up.",
+    "stalled": "Links that are up and do not answer in time.",
+    "waiting": "Replies the links are waiting for.",
+}
 LINK_COUNTERS: Final = {
     "connects": "Connections made.",
     "timeouts": "Replies that did not come in time.",

@@ -89,6 +89,7 @@ class Redis:
     def why_down(self) -> str:
         """What is in the way, for an operator; empty where nothing is."""
         reasons = [f"{link.name}: {link.why_down}" for link in self.links if not link.up]
+        reasons += [f"{link.name}: does not answer in time" for link in self.links if link.stalled]
         if self._cluster is not None and self._cluster.why_down:
             reasons.insert(0, self._cluster.why_down)
         return "; ".join(reasons)

@@ -55,9 +55,11 @@ def told(requests: int, **changes: Any) -> dict[str, Any]:
     """What a worker tells of itself."""
     metrics = Metrics()
     metrics.counter("gateway_requests_total", "Requests answered.").value += requests
+    decided = "gateway_decided_without_redis_total"
+    metrics.counter(decided, "Decided.", plugin="rate_limit", decision="local").value += requests
     metrics.gauge("gateway_mirror_entries", "Entries.", lambda: 3)
     redis = {"redis_up": True, "redis_why": "", "redis_latency_ms": 0.2 + requests, "redis_waiting": 0}
-    mirror = {"mirror_entries": 3, "mirror_bytes": 900}
+    mirror = {"mirror_entries": 3, "mirror_bytes": 900, "workers_alive": 4 + requests}
     return {"requests": requests, "in_flight": 0, "metrics": metrics.snapshot(), **redis, **mirror, **changes}
 
 
@@ -96,6 +98,8 @@ async def test_all_is_well(ask: Ask) -> None:
     assert health["redis"]["links"][1] == {"worker": 1, "up": True, "why": "", "latency_ms": 2.2, "waiting": 0}
     assert (health["redis"]["up"], health["redis"]["latency_ms"]) == (True, 2.2)
     assert health["mirror"] == {"entries": 6, "bytes": 1800}
+    assert health["fleet"] == {"workers": 6}
+    assert health["redis"]["decided_without"] == {"rate_limit": {"local": 3}}
     assert (health["status"], health["ready"], health["node"]) == ("ok", True, "n0de")
     assert (await ask("/_gateway/health?ready"))[0] == 200
 
