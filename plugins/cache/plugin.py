@@ -40,6 +40,7 @@ from plugins.cache.stampede import Flights
 from plugins.cache.store import SCRIPTS, Store
 from plugins.cache.tags import Template
 from plugins.cache.target import Target, Targets
+from plugins.cache.tee import close
 
 if TYPE_CHECKING:
     from gateway.console import Context
@@ -49,6 +50,8 @@ logger = logging.getLogger("gateway.cache")
 
 # The upstream may have done what it was asked for before it failed.
 UNKNOWN: Final = frozenset({502, 504})
+# Requests that may change something, and whose clients have gone, that are waited for.
+MAX_LEFT: Final = 100
 REPORT_SECONDS: Final = 1.0
 RENEW_SECONDS: Final = 600.0
 COMPLAINT_PAUSE_SECONDS: Final = 10.0
@@ -72,6 +75,7 @@ class Cache(Plugin):
         self._number = f"{name}.number"
         self.report_seconds = REPORT_SECONDS
         self._reporter: asyncio.Task[None] | None = None
+        self._left = 0
         self._complained = -COMPLAINT_PAUSE_SECONDS
 
     def targets(self, seen: Worker | Context) -> Targets:
@@ -208,32 +212,52 @@ class Cache(Plugin):
         changing = target.unsafe
         if changing and self.config.compress_over:
             restore_etags(request)
-        try:
-            response = await call_next(request)
-        except asyncio.CancelledError:
-            if changing:
-                # The client has gone; what it wanted to change may be changed.
-                self._store.purge_later(*self._changed(request, [(request.host, request.target)]))
-            raise
+        response = await (self._change(request, call_next) if changing else call_next(request))
         if request.upgrade is None:
             assert target.bypass is not None
             mark(response, PASS, target.bypass)
-        if changing and response.status in UNKNOWN:
+        return response
+
+    async def _change(self, request: Request, call_next: Handler) -> Response:
+        """The answer to what may change something. Whether it has, its answer tells, also if the client has gone:
+        nobody is to purge what he may not change by asking and leaving.
+        """
+        answering = asyncio.ensure_future(call_next(request))
+        try:
+            response = await asyncio.shield(answering)
+        except asyncio.CancelledError:
+            if self._left >= MAX_LEFT:
+                answering.cancel()
+            self._flights.in_background(self._end(request, answering))
+            raise
+        await self._purge_after(request, response)
+        return response
+
+    async def _end(self, request: Request, answering: asyncio.Future[Response]) -> None:
+        """The end of a request whose client has gone."""
+        self._left += 1
+        try:
+            response = await asyncio.wait_for(answering, self.config.wait_timeout)
+        except (TimeoutError, asyncio.CancelledError):
+            # What it wanted to change may be changed.
             self._store.purge_later(*self._changed(request, [(request.host, request.target)]))
-        elif changing and response.status < 400:
+        except Exception as error:
+            logger.debug("%s: a request whose client has gone failed: %s", self.name, error)
+        else:
+            await close(response)
+            await self._purge_after(request, response)
+        finally:
+            self._left -= 1
+
+    async def _purge_after(self, request: Request, response: Response) -> None:
+        if response.status in UNKNOWN:
+            self._store.purge_later(*self._changed(request, [(request.host, request.target)]))
+        elif response.status < 400:
             # RFC 9111, section 4.4: whoever changed something sees the change.
             try:
                 await self._store.purge(*self._changed(request, changed_urls(request, response)))
             except RedisError as error:
-                self._complain(error)
-        return response
-
-    def _complain(self, error: RedisError) -> None:
-        """Say that purges have to wait, now and then."""
-        now = time.monotonic()
-        if now - self._complained >= COMPLAINT_PAUSE_SECONDS:
-            self._complained = now
-            logger.warning("%s: what was changed could not be purged yet: %s", self.name, error)
+                logger.warning("%s: what was changed could not be purged yet: %s", self.name, error)
 
     def _changed(self, request: Request, urls: list[tuple[str, str]]) -> list[Ending]:
         """What a change makes void: these URLs, and what rules say."""

@@ -225,6 +225,12 @@ class Flights:
         landing = await flight.lead()
         return None if landing.how == AGAIN and landing.response is None else landing
 
+    def in_background(self, work: Awaitable[None]) -> None:
+        """Have this done that nobody waits for, until the end at most."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def stop(self) -> None:
         """End all flights; locks are given back."""
         for task in list(self._tasks):
@@ -239,7 +245,7 @@ class Flights:
         """Start a flight; others can join it where it has a place."""
         if len(self._flights) + self._alone >= MAX_FLIGHTS:
             return None
-        flight = Flight(self._in_background, led=led)
+        flight = Flight(self.in_background, led=led)
         task = flight.begin(flying(flight))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -330,8 +336,3 @@ class Flights:
                 await self._store.extend(place, owner)
             except RedisError as error:
                 logger.debug("a lock could not be extended: %s", error)
-
-    def _in_background(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

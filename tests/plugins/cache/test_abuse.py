@@ -364,6 +364,73 @@ async def test_a_browser_that_was_clicked_in_is_no_other_user(
     assert (await ask(node)).cache == "HIT"
 
 
+RULES: dict[str, Any] = {"plugins": {"cache": {"purge_rules": ["POST /admin/* -> all"]}}}
+
+
+@pytest.mark.parametrize("status", [403, 200])
+async def test_who_asks_for_a_change_and_leaves_purges_only_what_he_may_change(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, status: int
+) -> None:
+    leave = asyncio.Event()
+
+    async def change(request: web.Request) -> web.Response:
+        await leave.wait()
+        return web.Response(status=status)
+
+    upstream.answer("/a", lambda request: web.Response(text="x", headers={"Cache-Control": "max-age=60"}))
+    upstream.answer("/admin/x", change)
+    node = await gateway(RULES)
+    await ask(node)
+    asking = asyncio.ensure_future(ask(node, "/admin/x", "POST", data=b"x"))
+    await eventually(lambda: upstream.count("/admin/x") == 1)
+    asking.cancel()
+    cache: Any = node.plugins["cache"]
+    await eventually(lambda: cache._left == 1)
+    leave.set()
+    await eventually(lambda: cache._left == 0)
+    assert (await ask(node)).cache == ("MISS" if status == 200 else "HIT")
+
+
+async def test_half_a_request_purges_nothing(gateway: StartGateway, upstream: UpstreamServer, ask: Client) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        await request.read()
+        return web.Response(text="x", headers={"Cache-Control": "max-age=60"})
+
+    upstream.answer("/a", answer)
+    upstream.answer("/admin/x", answer)
+    node = await gateway(RULES)
+    await ask(node)
+    cache: Any = node.plugins["cache"]
+    _, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    writer.write(b"POST /admin/x HTTP/1.1\r\nHost: api.test\r\nContent-Length: 10\r\n\r\nabc")
+    await eventually(lambda: node.worker.server.in_flight == 1)
+    writer.close()
+    await eventually(lambda: node.worker.server.in_flight == 0)
+    await eventually(lambda: cache._left == 0)
+    assert (await ask(node)).cache == "HIT"
+
+
+async def test_a_change_that_takes_long_is_not_waited_for_without_its_client(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client
+) -> None:
+    async def change(request: web.Request) -> web.Response:
+        await asyncio.sleep(30)
+        return web.Response()
+
+    upstream.answer("/a", lambda request: web.Response(text="x", headers={"Cache-Control": "max-age=60"}))
+    upstream.answer("/admin/x", change)
+    node = await gateway({"plugins": {"cache": {"wait_timeout": 0.2, **RULES["plugins"]["cache"]}}})
+    await ask(node)
+    asking = asyncio.ensure_future(ask(node, "/admin/x", "POST", data=b"x"))
+    await eventually(lambda: upstream.count("/admin/x") == 1)
+    asking.cancel()
+    cache: Any = node.plugins["cache"]
+    await eventually(lambda: cache._left == 1)
+    await eventually(lambda: cache._left == 0)
+    await asyncio.sleep(0)
+    assert (await ask(node)).cache == "MISS"
+
+
 class Fickle:
     """An upstream that does not know for whom its answers are, nor anything else. Each names itself in its body and in
     `X-Number`; after 304, errors and parts too."""
