@@ -46,7 +46,12 @@ ConfigOption = Annotated[
     typer.Option("--config", metavar="FILE", help=f"Configuration; else ./{FILE_NAME} if it is there, else defaults."),
 ]
 RedisOption = Annotated[
-    str | None, typer.Option("--redis", metavar="URL", help='redis://HOST:PORT/0, rediss://, unix:// or "embedded".')
+    str | None,
+    typer.Option(
+        "--redis",
+        metavar="URL",
+        help='redis://HOST:PORT/0, rediss://, unix://, redis+sentinel://, redis+cluster:// or "embedded".',
+    ),
 ]
 UpstreamOption = Annotated[
     str | None, typer.Option("--upstream", metavar="URL", help="The API to stand in front of: upstreams.default.url.")
