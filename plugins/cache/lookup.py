@@ -118,6 +118,8 @@ class Lookup:
         common = visit.target.common
         if common is not None and not visit.at_common and self.targets.commons.known(common.digest):
             visit.turn(common, at_common=True)
+            # What was found before is one client's own: nothing for all is made of it.
+            visit.stale = None
 
     async def _stored(self, visit: Visit, request: Request) -> Entry | Uncacheable | None:
         if visit.answer is None:

@@ -364,6 +364,42 @@ async def test_a_browser_that_was_clicked_in_is_no_other_user(
     assert (await ask(node)).cache == "HIT"
 
 
+@pytest.mark.parametrize("status", [503, 304])
+async def test_what_is_stale_of_one_client_is_not_for_all_once_answers_are(
+    gateway: StartGateway, upstream: UpstreamServer, ask: Client, clock: Clock, status: int
+) -> None:
+    own = True
+
+    async def answer(request: web.Request) -> web.Response:
+        headers = {"Date": formatdate(clock(), usegmt=True), "ETag": '"a"'}
+        if own:
+            headers["Cache-Control"] = "max-age=1, stale-if-error=600"
+            return web.Response(text=request.headers["Cookie"], headers=headers)
+        await asyncio.sleep(0.2)
+        if request.headers["X-Kind"] == "y" and (status == 503 or "If-None-Match" in request.headers):
+            return web.Response(status=status, headers=headers | {"Cache-Control": "public, max-age=60"})
+        headers |= {"ETag": '"b"', "Cache-Control": "public, max-age=60", "Vary": "X-Kind"}
+        return web.Response(text="all", headers=headers)
+
+    upstream.answer("/a", answer)
+    node = await gateway(CACHE)
+    clock.stand(node)
+    ann = {"Cookie": "user=ann"}
+    await ask(node, headers=ann)
+    clock.pass_by(5)
+    own = False
+    one = asyncio.ensure_future(ask(node, headers=ann | {"X-Kind": "x"}))
+    await eventually(lambda: upstream.count("/a") == 2)
+    two = asyncio.ensure_future(ask(node, headers=ann | {"X-Kind": "y"}))
+    assert (await one).body == b"all"
+    await eventually(lambda: upstream.count("/a") == 3)
+    others = [ask(node, headers={"X-Kind": "y"} | more) for more in ({}, {"Cookie": "user=bob"})]
+    for got in await asyncio.gather(*others):
+        assert b"ann" not in got.body
+    await two
+    assert b"ann" not in (await ask(node, headers={"X-Kind": "y"})).body
+
+
 RULES: dict[str, Any] = {"plugins": {"cache": {"purge_rules": ["POST /admin/* -> all"]}}}
 
 
