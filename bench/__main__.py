@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from bench import memory
+from bench.bodies import bodies
 from bench.compare import Result, run
 from bench.lab import Lab, lab
 from bench.report import Finding, about, cells, write
@@ -26,6 +27,7 @@ MEMORY: Final[dict[str, Callable[[Lab], Finding]]] = {
     "RSS of idle connections": memory.idle,
     "hit rate of the mirror": lambda here: zipf(),
     "loop lag": stalls,
+    "limits beside bodies": bodies,
 }
 
 

@@ -13,9 +13,9 @@ from typing import Final, cast
 
 import uvloop
 
-SIZES: Final = {"1k": 1 << 10, "100k": 100 << 10, "10m": 10 << 20}
+SIZES: Final = {"1k": 1 << 10, "100k": 100 << 10, "1m": 1 << 20, "10m": 10 << 20}
 LENGTH: Final = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
-SIZE: Final = re.compile(rb"^\w+ /[^ ]*?(1k|100k|10m)")
+SIZE: Final = re.compile(rb"^\w+ /[^ ]*?(1k|100k|1m|10m)")
 
 
 def answer(size: int) -> bytes:

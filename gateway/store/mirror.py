@@ -150,7 +150,7 @@ class Mirror:
         size = taken(key, value, size)
         if size > self.max_bytes:
             return
-        if self._cleared:
+        if self._cleared and not self._lost:
             self._free(FREED_AT_ONCE)
         if self.bytes + self._cleared_bytes + size > self.max_bytes and not self._make_room(size):
             return

@@ -307,3 +307,44 @@ async def test_watchers_hear_of_their_key_whether_it_is_kept_or_not_and_of_a_los
     mirror.invalidate(None)
     assert other.done()
     assert mirror.invalidations == 3
+
+
+def test_what_was_lost_can_be_looked_at_until_the_connection_is_back() -> None:
+    mirror = Mirror(1 << 20)
+    mirror.put(b"a", 1, 1)
+    mirror.put(b"withdrawn", 2, 1)
+    mirror.put(b"purged", 3, 1)
+    mirror.invalidate([b"withdrawn"])
+    mirror.lose(at=100.0)
+    assert mirror.get(b"a") is None, "nobody is given it who has not asked for just that"
+    assert (mirror.lost(b"a", 90.0), mirror.lost(b"a", 101.0)) == (1, None)
+    assert mirror.lost(b"withdrawn", 0.0) is None
+    mirror.forget(b"purged")
+    assert mirror.lost(b"purged", 0.0) is None
+    mirror.put(b"b", 4, 1)
+    mirror.lose(at=200.0)
+    assert (mirror.lost(b"a", 90.0), mirror.lost(b"b", 190.0)) == (1, 4), "one link after the other"
+    mirror.clear()
+    assert mirror.lost(b"a", 0.0) is None
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["put", "lose", "clear", "forget", "drop"]), st.integers(0, 30)), max_size=60)
+)
+def test_what_was_lost_counts_against_the_bound(steps: list[tuple[str, int]]) -> None:
+    bound = 5000
+    mirror = Mirror(bound)
+    for step, number in steps:
+        key = b"k%d" % number
+        if step == "put":
+            mirror.put(key, b"v" * number, number)
+        elif step in ("forget", "drop"):
+            getattr(mirror, step)(key)
+        elif step == "lose":
+            mirror.lose(at=0.0)
+        else:
+            mirror.clear()
+        held = sum(entry.size for left in mirror._cleared for entry in left.values())
+        assert mirror._cleared_bytes == held
+        assert mirror.bytes + held <= bound
+        assert step != "forget" or mirror.lost(key, -1.0) is None
