@@ -21,8 +21,6 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any, Final, cast
 
-from redis.exceptions import RedisError as ClientError
-
 from gateway.store.answer import RedisDown, RedisError, Reply, Waiting
 from gateway.store.clients import make_node_client
 from gateway.store.handshake import Owner
@@ -216,7 +214,11 @@ class Cluster:
         while not self._closing:
             # Not all workers of a fleet at once.
             await asyncio.sleep(pause * random.uniform(0.8, 1))  # noqa: S311
-            await self._check()
+            try:
+                await self._check()
+            except Exception:  # what cannot be checked is not believed, and is checked again
+                logger.exception("redis: the cluster's slots could not be checked")
+                self._distrust()
 
     async def _check(self) -> None:
         """Ask each primary for its slots, and believe only what is as it was."""
@@ -272,7 +274,7 @@ class Cluster:
         for address in self._whom_to_ask():
             try:
                 self._take_over(await self._read_table(address))
-            except (ClientError, OSError, TimeoutError, RedisDown) as error:
+            except Exception as error:  # whatever one node says, another may tell the table
                 text = str(error) or "no answer in time"
                 reasons.append(NO_CLUSTER if "cluster support disabled" in text else f"{name_of(address)}: {text}")
             else:

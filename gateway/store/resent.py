@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gateway.store.answer import RedisDown, RedisTimeout, Waiting
 from gateway.store.link import Link
 from gateway.store.prepared import CACHING_YES, pack
+from gateway.store.slots import SLOTS
 from gateway.store.url import Address
 
 if TYPE_CHECKING:
@@ -119,7 +120,13 @@ class Resent(Routed):
         if code == "TRYAGAIN":
             self._later(lambda: self._send(link), error)
             return
-        slot, address = redirect(rest, link.where)
+        try:
+            slot, address = redirect(rest, link.where)
+        except ValueError:
+            # A script may raise whatever it likes.
+            self._done()
+            self._refused(error, link, self._deadline)
+            return
         if code == "MOVED":
             self._cluster.moved(slot, address)
         else:
@@ -167,9 +174,15 @@ class Resent(Routed):
 
 
 def redirect(rest: str, asked: Address | None) -> tuple[int, Address]:
-    """Slot and address of a redirect: `3999 127.0.0.1:6381`. Without a host it is the one that was asked."""
+    """Slot and address of a redirect: `3999 127.0.0.1:6381`. Without a host it is the one that was asked.
+
+    Raises:
+        ValueError: it is none.
+    """
     slot, _, address = rest.partition(" ")
     host, _, port = address.rpartition(":")
     if not host or host == "?":
         host = asked[0] if asked else ""
+    if not 0 <= int(slot) < SLOTS:
+        raise ValueError("no slot")
     return int(slot), (host.strip("[]"), int(port))

@@ -227,6 +227,14 @@ async def test_what_is_redirected_to_a_silent_server_takes_no_longer_than_the_ti
     await back(migration)
 
 
+@pytest.mark.parametrize("word", ["MOVED", "ASK", "MOVED 99999 127.0.0.1:1", "ASK 1 nowhere", "CLUSTERDOWN of my own"])
+async def test_a_script_that_raises_what_looks_like_a_redirect(make: MakeStore, cluster: Cluster, word: str) -> None:
+    store = await make(cluster.url)
+    with pytest.raises(RedisError, match=word):
+        await store.run(Script(f"return redis.error_reply('{word}')"), ["k"])
+    assert await store.ask("PING") == b"PONG"
+
+
 # -- failover -----------------------------------------------------------------------------------------
 
 
