@@ -15,7 +15,7 @@ TIMEOUT = 0.25
 SILENCE = 1.0
 # A machine that is busy with other tests.
 SLACK = 0.5
-PACE = Pace(before=1.0, hold=1.5, after=2.0, redis={"timeout": TIMEOUT, "max_silence": SILENCE, "backoff_max": 0.5})
+PACE = Pace(before=1.0, hold=1.5, after=1.5, redis={"timeout": TIMEOUT, "max_silence": SILENCE, "backoff_max": 0.5})
 
 
 async def played(topology: Topology, name: str, pace: Pace = PACE) -> Findings:
