@@ -194,7 +194,7 @@ class Chain:
 
     async def rest(self, request: Request, base: int = 0) -> Response:
         """The answer, waited for: what is left to do after `start` or `go_on` could not."""
-        if not base:
+        if not base and self._steps:
             # Until here the request has waited for nothing but Redis, if it has asked at all.
             waited = time.monotonic() - request.started if request.trips else 0.0
             have_patience(self._timeout + SLACK_SECONDS - waited)

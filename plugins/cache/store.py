@@ -212,7 +212,7 @@ class Store:
     def watch(self, place: Place) -> Watch:
         """Notices changes from now on. What it is to notice must be read after this."""
         futures = (self._redis.changed(place.entry), self._redis.changed(place.lock)) if self._mirrored else ()
-        return Watch(futures, lambda: self._redis.ask("PING", bulk=True))
+        return Watch(futures, lambda: self._redis.ask("EXISTS", place.lock, bulk=True))
 
     # -- generations -------------------------------------------------------------------------------
 

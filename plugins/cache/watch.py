@@ -19,7 +19,7 @@ class Watch:
     """Changes of an entry or its lock. A context manager: afterwards nothing is watched any more.
 
     Args:
-        probe: asks Redis for a sign of life.
+        probe: asks the server of the entry for a sign of life.
     """
 
     __slots__ = ("_futures", "_probe")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final
 
-from gateway.plugin import Call, Redis, RedisError, Script
+from gateway.plugin import Call, Redis, Script
 from plugins.rate_limit.limits import Limit
 from plugins.rate_limit.local import Algorithm, LocalLimits
 
@@ -23,6 +23,8 @@ PAUSE_SECONDS: Final = 0.05
 """How often it is tried while Redis is away, and how long Redis is left alone between two rounds."""
 AT_ONCE: Final = 200
 """Clients in one round."""
+MAX_FAILED: Final = 5
+"""After so many that cannot be told a round ends."""
 
 
 class Settling:
@@ -72,13 +74,14 @@ class Settling:
         try:
             while owing:
                 await asyncio.sleep(PAUSE_SECONDS)
-                try:
-                    await redis.ask("PING")
-                except RedisError:
-                    continue
+                failed = 0
                 for who in list(islice(owing, AT_ONCE)):
                     if not self.tell(redis, who):
-                        break
+                        # Another's keys may lie on another server, which is there.
+                        owing[who] = owing.pop(who)
+                        failed += 1
+                        if failed == MAX_FAILED:
+                            break
         finally:
             self._task = None
 
