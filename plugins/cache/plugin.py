@@ -20,6 +20,7 @@ from gateway.plugin import (
     RedisError,
     Request,
     Response,
+    share_patience,
 )
 from plugins.cache.answers import hit, mark, not_stored
 from plugins.cache.compress import restore_etags
@@ -222,7 +223,12 @@ class Cache(Plugin):
         """The answer to what may change something. Whether it has, its answer tells, also if the client has gone:
         nobody is to purge what he may not change by asking and leaving.
         """
-        answering = asyncio.ensure_future(call_next(request))
+
+        async def answer() -> Response:
+            share_patience()
+            return await call_next(request)
+
+        answering = asyncio.ensure_future(answer())
         try:
             response = await asyncio.shield(answering)
         except asyncio.CancelledError:
@@ -257,7 +263,14 @@ class Cache(Plugin):
             try:
                 await self._store.purge(*self._changed(request, changed_urls(request, response)))
             except RedisError as error:
-                logger.warning("%s: what was changed could not be purged yet: %s", self.name, error)
+                self._complain(error)
+
+    def _complain(self, error: RedisError) -> None:
+        """Say that purges have to wait, now and then."""
+        now = time.monotonic()
+        if now - self._complained >= COMPLAINT_PAUSE_SECONDS:
+            self._complained = now
+            logger.warning("%s: what was changed could not be purged yet: %s", self.name, error)
 
     def _changed(self, request: Request, urls: list[tuple[str, str]]) -> list[Ending]:
         """What a change makes void: these URLs, and what rules say."""
