@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 from plugins.rate_limit.limits import Limit
 from plugins.rate_limit.local import LocalLimits
-from plugins.rate_limit.plugin import SCRIPTS, arguments
+from plugins.rate_limit.plugin import SCRIPTS, RateLimit, arguments
 from plugins.rate_limit.settling import Settling
+from plugins.rate_limit.who import hashed
 from tests.conftest import StartGateway
 from tests.harness import Gateway, Valkey, eventually
 from tests.relay import Relay
+from tests.servers import Cluster
 
 SECOND = 1_000_000
 LIMIT = 30
@@ -183,3 +185,36 @@ def test_a_share_that_shrinks_counts_what_was_given_before() -> None:
     assert local.take("k")[:3] == [0, 1, 0]
     local.share(1)
     assert sum(local.take("k")[0] for _ in range(6)) == 4
+
+
+async def test_in_a_cluster_debts_are_told_to_the_servers_that_are_there(
+    gateway: StartGateway, http: aiohttp.ClientSession, cluster: Cluster
+) -> None:
+    """Each client's keys lie on one primary; one that has stopped is no reason to forget what the others are owed."""
+    config = table(cluster.url, "4/hour", by="header:X-Key") | {"server": {"trusted_proxies": ["127.0.0.1"]}}
+    node = await gateway(config)
+    plugin = node.plugins["api"]
+    assert isinstance(plugin, RateLimit)
+
+    async def ask(key: str) -> int:
+        async with http.get(node.url, headers={"X-Key": key}) as response:
+            return response.status
+
+    names = [f"c{number}" for number in range(12)]
+    homes = {name: await cluster.home(plugin._keys(f"x-key:{hashed(name)}")[0]) for name in names}
+    stopped = homes[names[0]]
+    here = [name for name in names if homes[name] is not stopped]
+    assert 0 < len(here) < len(names)
+    assert [await ask(name) for name in names] == [200] * 12
+    stopped.pause()
+    try:
+        assert await ask(names[0]) == 200, "decided here"
+        for name in here:
+            # As if their server had been away, too.
+            assert [plugin.local.take(f"x-key:{hashed(name)}")[0] for _ in range(2)] == [1, 1]
+        await eventually(lambda: not any(f"x-key:{hashed(name)}" in plugin.local.owing for name in here))
+        assert f"x-key:{hashed(names[0])}" in plugin.local.owing
+        assert [await ask(name) for name in here] == [200] * len(here)
+        assert [await ask(name) for name in here] == [429] * len(here)
+    finally:
+        stopped.resume()
