@@ -241,6 +241,7 @@ class Cluster:
             own = own_line(nodes)
         except (RedisError, ValueError) as error:
             logger.debug("redis: %s:%d does not tell its slots: %s", *address, error)
+            self.look_again()  # another server may have them by now
             return None
         if own != self._own.get(address):
             if not own.primary or own.slots() != {slot for slot, there in enumerate(self._table) if there is primary}:
@@ -289,7 +290,7 @@ class Cluster:
 
     def _whom_to_ask(self) -> Iterable[Address]:
         hint, self._hint = self._hint, None
-        known = [address for address, primary in self._primaries.items() if primary.main.up]
+        known = [address for address, primary in self._primaries.items() if primary.main.open]
         random.shuffle(known)
         others = [*self._primaries, *self._place.hosts]
         return dict.fromkeys([*([hint] if hint else []), *known, *others])

@@ -259,6 +259,31 @@ async def test_a_killed_primary_is_replaced(make: MakeStore, cluster: Cluster) -
     await waits_until(store, key, b"4", within=2)
 
 
+async def test_a_stopped_primary_is_replaced_and_the_others_go_on(make: MakeStore) -> None:
+    """It takes what is sent and says nothing: the table is read again before its connections count as lost."""
+    async with Cluster("--cluster-require-full-coverage", "no") as cluster:
+        store = await make(cluster.url, timeout=0.1, max_silence=2.0)
+        key, other = await in_different_thirds(cluster)
+        stopped = await cluster.home(key)
+        assert await store.read("GET", key) is None
+        stopped.pause()
+        slowest = failed = 0.0
+        while True:
+            began = time.monotonic()
+            assert await store.ask("SET", other, 1) == b"OK"
+            try:
+                await store.ask("SET", key, 1)
+            except RedisDown:
+                failed += 1
+            else:
+                break
+            slowest = max(slowest, time.monotonic() - began)
+            await asyncio.sleep(0.01)
+        assert failed > 5
+        assert slowest < 0.5
+        await waits_until(store, key, b"1", within=1)
+
+
 async def test_a_promotion_in_order_costs_no_error_and_metrics_show_it(make: MakeStore, cluster: Cluster) -> None:
     store, metrics = await make(cluster.url, timeout=2.0), Metrics()
     watch_redis(metrics, store)
