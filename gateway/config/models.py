@@ -52,7 +52,7 @@ class RedisTable(Table):
     )
     prefix: str = Field("gateway", pattern=r"^[A-Za-z0-9_.:-]+$", description="What the names of all keys begin with.")
     state_dir: str = Field("", description='Where the embedded server keeps its data; empty: "~/.local/state/gateway".')
-    timeout: Seconds = Field(0.25, gt=0, description="Longest time a request waits for Redis, all its questions together.")
+    timeout: Seconds = Field(0.25, gt=0, description="Longest time a request waits for Redis, all questions together.")
     max_silence: Seconds = Field(
         3.0, gt=0, description="A connection without a word for this long counts as lost (it is pinged before that)."
     )

@@ -110,6 +110,11 @@ class Link:
         return self.up and len(self._waiting) < self._room
 
     @property
+    def takes(self) -> bool:
+        """The same for what nobody waits for: it may wait with a server that does not answer in time."""
+        return self.up and len(self._waiting) < self.options.max_queue
+
+    @property
     def waiting(self) -> int:
         """How many replies are outstanding."""
         return len(self._waiting)

@@ -233,11 +233,23 @@ class Redis:
     def tell(self, *command: Part, bulk: bool = False) -> None:
         """A command whose reply nobody waits for. While the link is down it is lost."""
         link = (self._bulk if bulk else self._main) or self._link_for(command, bulk)
-        if not link.open:
+        if not link.takes:
             return
         if len(command) > 1:
             self.mirror.drop(key_of(command[1]))
         self.send(link, pack(command), None)
+
+    def tell_script(
+        self, script: Script, keys: Sequence[Part], args: Sequence[Part] = (), *, bulk: bool = False
+    ) -> None:
+        """A script whose reply nobody waits for; the same."""
+        call = Call(script, keys, args, bulk=bulk)
+        link = (self._bulk if bulk else self._main) or self._link_of(call)
+        if not link.takes:
+            return
+        for key in call.keys:
+            self.mirror.drop(key)
+        self.send(link, call.packed, Run(self, call))
 
     def last_known(self, key: Part, seconds: float = float("inf")) -> Any:
         """While the connection is lost: what was mirrored of a key then, unless Redis has been silent for so many

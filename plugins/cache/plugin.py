@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from random import random
 from typing import TYPE_CHECKING, Any, Final
 
@@ -55,6 +56,7 @@ UNKNOWN: Final = frozenset({502, 504})
 MAX_LEFT: Final = 100
 REPORT_SECONDS: Final = 1.0
 RENEW_SECONDS: Final = 600.0
+MAX_SKEW: Final = 1.0
 COMPLAINT_PAUSE_SECONDS: Final = 10.0
 
 
@@ -73,6 +75,9 @@ class Cache(Plugin):
         super().__init__(config, name)
         self.clock: Callable[[], float] = time.time
         self.chance: Callable[[], float] = random
+        self.wall: Callable[[], float] = time.time
+        """This machine's clock, to be compared with Redis'."""
+        self._skew = 0.0
         self._number = f"{name}.number"
         self.report_seconds = REPORT_SECONDS
         self._reporter: asyncio.Task[None] | None = None
@@ -133,6 +138,8 @@ class Cache(Plugin):
                         self.name,
                         name,
                     )
+        with suppress(RedisError):  # it is done again
+            await self._compare_clocks()
         self._reporter = asyncio.get_running_loop().create_task(self._report())
 
     async def stop(self) -> None:
@@ -178,7 +185,7 @@ class Cache(Plugin):
             return None
         if target.at_common and not entry.common:
             return None  # it is for those who show no credentials
-        now = self.clock()
+        now = self.clock() + self._skew
         plan = entry.plan
         if now >= plan.refresh_from and (now >= plan.expires or self._serving.due(request, entry, now)):
             return None
@@ -280,18 +287,31 @@ class Cache(Plugin):
     # -- beside requests ---------------------------------------------------------------------------
 
     def _now(self) -> float:
-        return self.clock()
+        """Seconds since 1970 by Redis' clock, which all nodes share."""
+        return self.clock() + self._skew
+
+    async def _compare_clocks(self) -> None:
+        """Learn how far this machine's clock is off, if it is by more than the way to Redis could make of it."""
+        asked = self.wall()
+        seconds, microseconds = await self._redis.ask("TIME")
+        now = self.wall()
+        skew = int(seconds) + int(microseconds) / 1e6 - (asked + now) / 2
+        wrong = abs(skew) > MAX_SKEW + (now - asked) / 2
+        if wrong and not self._skew:
+            logger.warning("%s: this machine's clock is %.0f s off; it goes by Redis' clock", self.name, -skew)
+        self._skew = skew if wrong else 0.0
 
     async def _report(self) -> None:
         """Take part in the ranking of hot keys; keep the generations that everything hangs on."""
-        renewed = 0.0
+        renewed = -RENEW_SECONDS
         while True:
             await asyncio.sleep(self.report_seconds)
             try:
                 await self._store.pay()
                 await self._hot.report(self._redis)
-                if time.monotonic() - renewed > RENEW_SECONDS:
+                if time.monotonic() - renewed >= RENEW_SECONDS:
                     renewed = time.monotonic()
+                    await self._compare_clocks()
                     for name in self._lasting:
                         await self._store.renew(name)
             except (RedisError, ValueError) as error:

@@ -85,6 +85,7 @@ class Store:
         self._proven_at = -1
         self._believed: dict[bytes, tuple[bytes | None, float]] = {}
         self._owed: dict[Ending, None] = {}
+        self._unsure: dict[str, Place] = {}
 
     @property
     def state(self) -> int:
@@ -125,6 +126,8 @@ class Store:
         """Whether the generations that came with an entry are those it was made under. Its tags are not looked at:
         of an entry with tags, those must have been wanted too.
         """
+        if self._owed:
+            return False  # see `valid`
         _, *values = found.value
         if type(found) is Found:
             if fingerprint(values) != entry.generations:
@@ -178,8 +181,11 @@ class Store:
                 ACQUIRE, [place.lock, place.entry], [owner, self._lock_ms], bulk=True
             )
         except BaseException:
-            # Whoever gives up before the reply may have got it all the same.
+            # Whoever gives up before the reply may have got it all the same: now, or once a server goes on that had
+            # stopped, from a connection that is closed by then.
             self.release(place, owner)
+            if len(self._unsure) < MAX_OWED:
+                self._unsure[owner] = place
             raise
         try:
             found = decode(data)
@@ -202,7 +208,7 @@ class Store:
             nothing: tell those who wait for it that there will be nothing for them.
         """
         told = NOTHING_MS if nothing else 0
-        self._redis.run(STORE, [place.lock, place.entry], [owner, "", told], bulk=True)
+        self._redis.tell_script(STORE, [place.lock, place.entry], [owner, "", told], bulk=True)
 
     async def holder(self, place: Place) -> bytes | None:
         """Who has the right to fetch; `NOTHING` if he had, and there is nothing for those who waited."""
@@ -258,6 +264,8 @@ class Store:
             RedisError: Redis cannot tell.
         """
         tags = [of_tag(prefix, tag) for tag in entry.tags]
+        if self._owed and not {ending.name for ending in self._owed}.isdisjoint((*asked.names, *tags)):
+            return VOID  # Redis has not heard of it yet
         late = self.ask_generations(tags)
         values = await self._replies(asked) + await self._replies(late)
         if fingerprint(values) == entry.generations:
@@ -303,11 +311,15 @@ class Store:
             self._end(ending)
 
     async def pay(self) -> None:
-        """End what could not be ended when it was to be.
+        """End what could not be ended when it was to be, and give back locks that may be held for nobody.
 
         Raises:
             RedisError: it still cannot.
         """
+        if self._unsure and self._redis.up:
+            unsure, self._unsure = self._unsure, {}
+            for owner, place in unsure.items():
+                self.release(place, owner)
         while self._owed:
             await self.purge(next(iter(self._owed)))
 
@@ -321,6 +333,7 @@ class Store:
         if len(self._owed) >= MAX_OWED:
             self._owed = {Ending(everything(self._redis.prefix)): None}
         self._redis.forget(ending.name)
+        self._purges += 1
         # Last: what cannot be ended now does not hold up the others.
         self._owed.pop(ending, None)
         self._owed[ending] = None

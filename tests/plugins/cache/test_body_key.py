@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from plugins.cache.body_key import canonical, key_of
 
 documents = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abAB_\x00é", max_size=2), inner, max_size=3),
     max_leaves=8,
 )

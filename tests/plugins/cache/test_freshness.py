@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from email.utils import formatdate
 from typing import Any
@@ -63,6 +64,22 @@ async def test_rfc_9213_a_targeted_field_counts_instead(
         assert (await ask(node)).cache == "HIT"
         clock.pass_by(1)
     assert (await ask(node)).cache == "MISS"
+
+
+@pytest.mark.parametrize("off", [-300, 300])
+async def test_a_machine_whose_clock_is_off_goes_by_redis_clock(
+    gateway: StartGateway, ask: Client, say: Say, off: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    say("/a", "max-age=60")
+    node, other = await gateway(with_cache()), await gateway(with_cache())
+    plugin: Any = other.plugins["cache"]
+    plugin.clock = plugin.wall = lambda: time.time() + off
+    await plugin._compare_clocks()
+    await ask(node)
+    got = await ask(other)
+    assert got.cache == "HIT"
+    assert got.why in ("gateway; hit; ttl=59", "gateway; hit; ttl=60")
+    assert "clock is" in caplog.text
 
 
 async def test_rfc_9213_our_own_field_comes_first(gateway: StartGateway, ask: Client, say: Say) -> None:
