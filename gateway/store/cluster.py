@@ -96,6 +96,8 @@ class Cluster:
         self._hint: Address | None = None
         self._wanted = asyncio.Event()
         self._keepers: list[asyncio.Task[None]] = []
+        # Not cancelled but waited for: redis-py would leave a connection behind that it was just opening.
+        self._refreshing: asyncio.Task[bool] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -191,10 +193,10 @@ class Cluster:
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
+        if self._refreshing is not None:
+            await asyncio.gather(self._refreshing, return_exceptions=True)
         await asyncio.gather(*(primary.stop() for primary in self._primaries.values()))
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    # Neither of these ends by its cancellation alone: redis-py may take it for its own.
 
     async def _keep(self) -> None:
         """Read the table when there is reason to, and again and again while a slot has no server that answers."""
@@ -203,7 +205,8 @@ class Cluster:
         while not self._closing:
             await self._wanted.wait()
             self._wanted.clear()
-            failures = 0 if await self._refresh() and self.up else failures + 1
+            self._refreshing = self.loop.create_task(self._refresh())
+            failures = 0 if await asyncio.shield(self._refreshing) and self.up else failures + 1
             if failures:
                 self._wanted.set()
             ceiling = min(self._options.backoff_max, self._options.backoff_base * 2 ** min(failures, 16))
@@ -273,6 +276,8 @@ class Cluster:
         """Read the table from whoever tells it; whether anybody did."""
         reasons: list[str] = []
         for address in self._whom_to_ask():
+            if self._closing:
+                return False
             try:
                 self._take_over(await self._read_table(address))
             except Exception as error:  # whatever one node says, another may tell the table

@@ -71,7 +71,7 @@ class Sentinels:
 
     async def close(self) -> None:
         if self._asking is not None:
-            self._asking.cancel()
+            # Not cancelled: redis-py would leave a connection behind that it was just opening.
             await asyncio.gather(self._asking, return_exceptions=True)
         with contextlib.suppress(ClientError, OSError):
             await self._sentinel.aclose()
