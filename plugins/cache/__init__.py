@@ -11,7 +11,7 @@ ranges.py       parts of answers
 vary.py         fields and cookies in a key
 query.py        what of a query counts in a key
 early.py        when to refresh what is still fresh
-rules.py        what a change purges, as the configuration says
+purge_rules.py  what a change purges, as the configuration says
 invalidation.py what a change purges in any case
 tags.py         what answers can be purged by
 

@@ -17,8 +17,8 @@ from pydantic import (
 
 from gateway.plugin import Network, PluginConfig, Seconds, Size
 from plugins.cache.policy import MAX_LIFE, Rules
+from plugins.cache.purge_rules import PurgeRules
 from plugins.cache.query import QueryRule
-from plugins.cache.rules import Rules as PurgeRules
 from plugins.cache.tags import parse_templates
 from plugins.cache.target import Scope
 from plugins.cache.vary import WRITTEN_BY_GATEWAY

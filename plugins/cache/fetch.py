@@ -12,8 +12,7 @@ from multidict import CIMultiDict
 from gateway.plugin import Handler, RedisError, Request, Response, header_line, problem
 from plugins.cache.answers import ADDED, members
 from plugins.cache.compress import packed
-from plugins.cache.entry import Entry, Index, Stored, fields_of
-from plugins.cache.entry import Uncacheable as Mark
+from plugins.cache.entry import Entry, Index, Stored, Uncacheable, fields_of
 from plugins.cache.exchange import Exchange
 from plugins.cache.fetcher import Fetcher
 from plugins.cache.generations import fingerprints
@@ -30,7 +29,7 @@ from plugins.cache.policy import (
     plan,
     shared_error,
 )
-from plugins.cache.stampede import AGAIN, ALONE, FETCHED, FOUND, STALE, Answer, Landing
+from plugins.cache.stampede import AGAIN, ALONE, FETCHED, FOUND, STALE, Handover, Landing
 from plugins.cache.store import INDEX_SECONDS
 from plugins.cache.syntax import MAX_VARY
 from plugins.cache.tags import tags_for
@@ -84,7 +83,7 @@ class Errand:
             return Landing(AGAIN, self.place) if found.names or found.made > self._began else None
         return Landing(ALONE, self.place)
 
-    async def fetch(self, owner: str, since: int, answer: Answer) -> Landing:
+    async def fetch(self, owner: str, since: int, answer: Handover) -> Landing:
         """Get the answer and store it if that is allowed; the lock is released either way."""
         request, clock = self._request, self._fetcher.clock
         known, standing = await self._before()
@@ -194,7 +193,7 @@ class Errand:
         entry = self._entry(response, fields, made, body, fingerprints([*generations, *tagged]), tags, cost)
         return await self._write(owner, response, entry)
 
-    async def _body(self, response: Response, fields: CIMultiDict[str], answer: Answer | None) -> bytes | None:
+    async def _body(self, response: Response, fields: CIMultiDict[str], answer: Handover | None) -> bytes | None:
         """The whole body. A large one is given to the client as it comes, if there is an `answer` to do it with."""
         if fields.get("Content-Type", "").lower().startswith(ENDLESS):
             return None
@@ -339,7 +338,7 @@ class Errand:
             self._store.release(self.place, owner, nothing=True)
         else:
             try:
-                await self._store.write(self.place, owner, Mark(now + UNCACHEABLE_SECONDS), UNCACHEABLE_SECONDS)
+                await self._store.write(self.place, owner, Uncacheable(now + UNCACHEABLE_SECONDS), UNCACHEABLE_SECONDS)
             except RedisError as error:
                 self._fetcher.complain(error)
         return self._landing(ALONE, self.place, response=response, detail=f"detail={why}")

@@ -35,8 +35,8 @@ from plugins.cache.keys import Keys, everything, of_route
 from plugins.cache.lookup import Lookup, Visit
 from plugins.cache.purge import Purge
 from plugins.cache.purge_method import PurgeMethod
+from plugins.cache.purge_rules import PurgeRules
 from plugins.cache.remains import Remains
-from plugins.cache.rules import Rules
 from plugins.cache.serving import Serving
 from plugins.cache.stampede import Flights
 from plugins.cache.store import SCRIPTS, Store
@@ -123,7 +123,7 @@ class Cache(Plugin):
             self.name, config, self._fetcher, self._flights, clock=self._now, chance=lambda: self.chance()
         )
         self._remains = Remains(redis, keys, self._hot, max_body=config.max_body, clock=self._now)
-        self._rules = Rules(config.purge_rules)
+        self._rules = PurgeRules(config.purge_rules)
         self._rules.check({route.label: route.match.path for route in worker.config.routes})
         self._purging = PurgeMethod(config.purge_from, fields=config.tags, store=self._store, prefix=redis.prefix)
         routes = [route for route in worker.config.routes if self.name in route.plugins]

@@ -85,7 +85,7 @@ class Landing:
         return self.how == FETCHED and self.status >= 500 and self.entry is not None and self.entry.plan.never_fresh
 
 
-Answer = Callable[[Landing], None]
+Handover = Callable[[Landing], None]
 
 
 class Work(Protocol):
@@ -99,7 +99,7 @@ class Work(Protocol):
     async def landed(self, found: Stored | None) -> Landing | None:
         """Whether what Redis holds will do."""
 
-    async def fetch(self, owner: str, since: int, answer: Answer) -> Landing:
+    async def fetch(self, owner: str, since: int, answer: Handover) -> Landing:
         """Get it; write it and release the lock.
 
         Args:
@@ -261,13 +261,13 @@ class Flights:
     def _one_less(self, _: object) -> None:
         self._alone -= 1
 
-    async def _reload(self, work: Work, answer: Answer) -> Landing:
+    async def _reload(self, work: Work, answer: Handover) -> Landing:
         share_patience()
         owner = token_hex(8)
         grant = await self._store.acquire(work.place, owner)
         return await self._hold(work, owner, grant.time, answer) if grant.owned else Landing(AGAIN, work.place)
 
-    async def _refresh(self, work: Work, known: Entry, answer: Answer) -> Landing:
+    async def _refresh(self, work: Work, known: Entry, answer: Handover) -> Landing:
         store, place = self._store, work.place
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wait_timeout
@@ -287,7 +287,7 @@ class Flights:
                 await watch.wait(min(left, self._lock_ttl))
         return Landing(AGAIN, place)
 
-    async def _fly(self, work: Work, answer: Answer) -> Landing:
+    async def _fly(self, work: Work, answer: Handover) -> Landing:
         share_patience()
         store, place = self._store, work.place
         loop = asyncio.get_running_loop()
@@ -318,7 +318,7 @@ class Flights:
                         break
                     again = await watch.wait(min(left, self._lock_ttl))
 
-    async def _hold(self, work: Work, owner: str, since: int, answer: Answer) -> Landing:
+    async def _hold(self, work: Work, owner: str, since: int, answer: Handover) -> Landing:
         """Fetch with the lock in hand."""
         keeper = asyncio.get_running_loop().create_task(self._extend(work.place, owner))
         try:

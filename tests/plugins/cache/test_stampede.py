@@ -18,7 +18,7 @@ from plugins.cache.entry import Entry, Stored
 from plugins.cache.keys import Address, Keys
 from plugins.cache.policy import Plan, Rules, plan
 from plugins.cache.purge import Purge
-from plugins.cache.stampede import AGAIN, FETCHED, FOUND, Answer, Flights, Landing
+from plugins.cache.stampede import AGAIN, FETCHED, FOUND, Flights, Handover, Landing
 from plugins.cache.store import Store
 from tests.conftest import StartGateway
 from tests.harness import Gateway, UpstreamServer, eventually
@@ -411,7 +411,7 @@ class Job:
     async def landed(self, found: Stored | None) -> Landing | None:
         return Landing(FOUND, self.place, entry=found) if isinstance(found, Entry) else None
 
-    async def fetch(self, owner: str, since: int, answer: Answer) -> Landing:
+    async def fetch(self, owner: str, since: int, answer: Handover) -> Landing:
         self.fetches += 1
         if self.hand is not None:
             answer(self.hand)

@@ -143,7 +143,7 @@ class Rule:
         return f"<Rule {self.text}>"
 
 
-class Rules:
+class PurgeRules:
     """The key `rules`.
 
     Raises:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from plugins.cache.config import CacheConfig
 from plugins.cache.keys import of_url
 from plugins.cache.purge import Purge
-from plugins.cache.rules import Rules
+from plugins.cache.purge_rules import PurgeRules
 from tests.conftest import StartGateway
 from tests.plugins.cache.conftest import Client
 from tests.plugins.cache.test_tags import requested
@@ -23,7 +23,9 @@ Say = Callable[..., None]
 
 def purged(rule: str, target: str, method: str = "PUT", **more: Any) -> list[str]:
     """What a request purges, in words."""
-    return [name for purge in Rules([rule]).after(requested(target, method=method, **more)) for name in purge.named()]
+    return [
+        name for purge in PurgeRules([rule]).after(requested(target, method=method, **more)) for name in purge.named()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_rules(rule: str, target: str, expected: list[str]) -> None:
 
 
 def test_soft_and_hard_are_kept_apart() -> None:
-    rules = Rules(["PUT /a -> soft tag a, tag b", "PUT|POST /a -> soft all, soft url /b"])
+    rules = PurgeRules(["PUT /a -> soft tag a, tag b", "PUT|POST /a -> soft all, soft url /b"])
     assert rules.after(requested("/a", method="PUT")) == [
         Purge(tags=("b",)),
         Purge((("api.test", "/b"),), tags=("a",), everything=True, soft=True),
@@ -126,11 +128,11 @@ def test_what_is_no_rule_is_refused_with_its_text(rule: str, what: str) -> None:
 
 def test_what_no_request_could_fill_in_is_refused() -> None:
     routes = {"search": "/search/{what}"}
-    Rules(["PUT /a/{id} -> tag {path.id}{path.what}{path.2}, route search"]).check(routes)
+    PurgeRules(["PUT /a/{id} -> tag {path.id}{path.what}{path.2}, route search"]).check(routes)
     with pytest.raises(ValueError, match=r"neither its path nor a route has a segment \{id\}"):
-        Rules(["PUT /a/* -> tag {path.id}"]).check(routes)
+        PurgeRules(["PUT /a/* -> tag {path.id}"]).check(routes)
     with pytest.raises(ValueError, match="there is no route 'all'; known: search"):
-        Rules(["PUT /a/* -> route all"]).check(routes)
+        PurgeRules(["PUT /a/* -> route all"]).check(routes)
 
 
 async def test_a_gateway_does_not_start_with_a_rule_that_can_never_purge(gateway: StartGateway) -> None:
