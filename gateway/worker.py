@@ -138,4 +138,5 @@ def link_options(config: Config, node: str) -> LinkOptions:
         backoff_max=table.backoff_max,
         client_name=f"gateway-{node}",
         tracking=table.mirror.max_bytes > 0,
+        read_from=table.read_from,
     )

@@ -59,6 +59,11 @@ class RedisTable(Table):
     max_queue: int = Field(10_000, ge=1, description="Most replies a link may be waiting for; past it Redis is down.")
     backoff_base: Seconds = Field(0.05, gt=0, description="First pause before reconnecting; it doubles, with jitter.")
     backoff_max: Seconds = Field(2.0, gt=0, description="Longest pause before reconnecting.")
+    read_from: Literal["primary", "replica"] = Field(
+        "primary",
+        description='Where answers of the cache are read: "primary", or "replica" of a cluster or behind Sentinels;'
+        " whatever decides is always asked of the primary.",
+    )
     mirror: MirrorTable = MirrorTable()
 
 

@@ -241,7 +241,7 @@ def watch_redis(metrics: Metrics, redis: Redis) -> None:
     shown: set[str] = set()
 
     def show_links() -> None:
-        links = {link.name: link for link in redis.links}
+        links = {link.name: link for link in redis.all_links}
         for label in shown - set(links):
             for name in LINK_GAUGES:
                 metrics.forget(f"gateway_redis_{name}", link=label)

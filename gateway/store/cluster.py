@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, cast
 
 from gateway.store.answer import RedisDown, RedisError, Reply, Waiting
@@ -29,7 +29,7 @@ from gateway.store.mirror import Mirror
 from gateway.store.prepared import CACHING_YES, Call, Gets, Read, pack
 from gateway.store.resent import ASKING, Routed
 from gateway.store.script import Script
-from gateway.store.slots import NO_SLOT, SLOTS, Own, addresses, own_line, slot_of
+from gateway.store.slots import NO_SLOT, SLOTS, Own, Range, addresses, own_line, slot_of
 from gateway.store.topology import Primary, fixed
 from gateway.store.url import Address, Place
 
@@ -85,6 +85,7 @@ class Cluster:
         self._scripts = scripts
         self._on_links = on_links
         self._primaries: dict[Address, Primary] = {}
+        self._replicas: dict[Address, tuple[Address, ...]] = {}
         self._table: Table = [None] * SLOTS
         # Where slots are on their way to.
         self._expecting: set[Address] = set()
@@ -108,6 +109,11 @@ class Cluster:
         return tuple([link for primary in self._primaries.values() for link in primary.links])
 
     @property
+    def all_links(self) -> tuple[Link, ...]:
+        """Those that decide, and those to replicas."""
+        return tuple([link for primary in self._primaries.values() for link in primary.all_links])
+
+    @property
     def up(self) -> bool:
         """Whether each slot has a server, and all of them are connected."""
         return None not in self._table and all(link.up for link in self.links)
@@ -125,7 +131,11 @@ class Cluster:
         if slot == NO_SLOT:
             slot = question.slot = slot_of(question.key)
         primary = self._table[slot]
-        return self._nowhere if primary is None else primary.bulk if question.bulk else primary.main
+        if primary is None:
+            return self._nowhere
+        if question.anywhere:
+            return primary.link_of(question)
+        return primary.bulk if question.bulk else primary.main
 
     def link_for(self, key: bytes, bulk: bool) -> Link:
         """The link for a command on a key."""
@@ -300,7 +310,7 @@ class Cluster:
         others = [*self._primaries, *self._place.hosts]
         return dict.fromkeys([*([hint] if hint else []), *known, *others])
 
-    async def _read_table(self, address: Address) -> list[tuple[int, int, Address]]:
+    async def _read_table(self, address: Address) -> list[Range]:
         """The table as one node sees it.
 
         Raises:
@@ -316,13 +326,14 @@ class Cluster:
             raise RedisDown("it knows no slots")
         return found
 
-    def _take_over(self, ranges: list[tuple[int, int, Address]]) -> None:
+    def _take_over(self, ranges: list[Range]) -> None:
         table: Table = [None] * SLOTS
-        served = {address for _, _, address in ranges}
+        self._replicas = {address: replicas for _, _, address, replicas in ranges}
+        served = set(self._replicas)
         before = set(self._primaries)
         for address in served - before:
             self._do(self._add(address).start())
-        for first, last, address in ranges:
+        for first, last, address, _ in ranges:
             table[first : last + 1] = [self._primaries[address]] * (last + 1 - first)
         if table != self._table:
             self._table = table
@@ -335,6 +346,10 @@ class Cluster:
             self._own.pop(address, None)
             self._do(self._primaries.pop(address).stop())
         self._nowhere.why_down = "the slot has no server"
+        for address, primary in self._primaries.items():
+            replica, known = primary.replica, self._replicas.get(address, ())
+            if replica is not None and replica.up and replica.where not in known:
+                replica.drop("it is no replica of this primary any more")
         if served - before or gone:
             names = ", ".join(sorted(map(name_of, self._primaries)))
             logger.info("redis: the cluster's primaries are %s", names)
@@ -342,7 +357,17 @@ class Cluster:
             self._on_links()
 
     def _add(self, address: Address) -> Primary:
-        primary = self._primaries[address] = Primary(self._options, self._owner(address), name_of(address))
+        async def replicas() -> Sequence[Address]:
+            # Those that are known are tried now; whoever has come since, the next time.
+            self.look_again()
+            return self._replicas.get(address, ())
+
+        primary = self._primaries[address] = Primary(
+            self._options,
+            self._owner(address),
+            name_of(address),
+            replicas if self._options.read_from == "replica" else None,
+        )
         self._on_links()
         return primary
 

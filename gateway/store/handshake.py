@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from gateway.store.answer import RedisError
 from gateway.store.script import Script
-from gateway.store.url import Address, Kind, Place
+from gateway.store.url import Address, Place
 
 Command = tuple[bytes | str | int, ...]
 
@@ -30,6 +30,7 @@ class Owner:
         on_push: called with each push message, between the replies it came between.
         on_state: called with True when a link is up, with False when it has gone down.
         scripts: what is loaded on each connection, by hash.
+        replica: they go to a replica, for reads that decide nothing.
     """
 
     place: Place
@@ -37,6 +38,7 @@ class Owner:
     on_push: Callable[[list[Any]], None]
     on_state: Callable[[bool], None]
     scripts: dict[bytes, Script]
+    replica: bool = False
 
 
 def handshake(owner: Owner, client_name: str, *, tracking: bool) -> list[Command]:
@@ -48,6 +50,8 @@ def handshake(owner: Owner, client_name: str, *, tracking: bool) -> list[Command
     commands: list[Command] = [(*hello, "SETNAME", client_name)]
     if place.db:
         commands.append(("SELECT", place.db))
+    if owner.replica and place.kind == "cluster":
+        commands.append(("READONLY",))
     if tracking:
         # OPTIN: only what the mirror asks for is tracked. Otherwise every key that a script reads would be,
         # and each count of a limit would push an invalidation to all workers.
@@ -58,17 +62,17 @@ def handshake(owner: Owner, client_name: str, *, tracking: bool) -> list[Command
     return commands
 
 
-def check_server(hello: dict[bytes, Any], kind: Kind) -> str:
+def check_server(hello: dict[bytes, Any], owner: Owner) -> str:
     """The server's name and version from the reply to HELLO.
 
     Raises:
-        RedisError: the server is none that decisions may be left to.
+        RedisError: the server is none that decisions may be left to, where there are any.
     """
     version = check_version(hello)
     mode = hello.get(b"mode", b"")
-    if mode in OTHER_MODE and not (mode == b"cluster" and kind == "cluster"):
+    if mode in OTHER_MODE and not (mode == b"cluster" and owner.place.kind == "cluster"):
         raise RedisError(OTHER_MODE[mode])
-    if hello.get(b"role") not in PRIMARY:
+    if not owner.replica and hello.get(b"role") not in PRIMARY:
         raise RedisError("this is a replica, and decisions need the primary")
     return version
 

@@ -52,6 +52,7 @@ class LinkOptions:
     backoff_max: float = 2.0
     client_name: str = "gateway"
     tracking: bool = True
+    read_from: str = "primary"
 
 
 class Link:
@@ -59,7 +60,7 @@ class Link:
 
     Args:
         options: within which bounds.
-        kind: "main" or "bulk"; see `Redis.ask`.
+        kind: "main" or "bulk"; see `Redis.ask`. Or "replica", see `Primary`.
         server: in a cluster, which one.
     """
 
@@ -300,7 +301,7 @@ class Link:
             self.put(pack(command), reply)
         self.flush()
         hello, *others = replies
-        self.server_version = check_server(await hello, owner.place.kind)
+        self.server_version = check_server(await hello, owner)
         for other in others:
             await other
 

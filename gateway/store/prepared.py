@@ -30,6 +30,8 @@ class Call:
 
     __slots__ = ("args", "bulk", "keys", "packed", "script", "slot")
 
+    anywhere = False
+
     def __init__(self, script: Script, keys: Sequence[Part], args: Sequence[Part] = (), *, bulk: bool = False) -> None:
         self.script = script
         self.keys = tuple([key_of(key) for key in keys])
@@ -51,17 +53,28 @@ class Call:
 
 
 class Read:
-    """A reading command, or a script that only reads, on one key; prepared. See `Redis.read` for the arguments."""
+    """A reading command, or a script that only reads, on one key; prepared. See `Redis.read` for the arguments.
 
-    __slots__ = ("bulk", "command", "key", "packed", "parse", "slot")
+    Args:
+        anywhere: what is read decides nothing, and may be as old as a replica has it, which is without a bound.
+    """
+
+    __slots__ = ("anywhere", "bulk", "command", "key", "packed", "parse", "slot")
 
     def __init__(
-        self, command: str | Script, key: Part, *, parse: Callable[[Any], Any] | None = None, bulk: bool = False
+        self,
+        command: str | Script,
+        key: Part,
+        *,
+        parse: Callable[[Any], Any] | None = None,
+        bulk: bool = False,
+        anywhere: bool = False,
     ) -> None:
         self.command = command
         self.key = key_of(key)
         self.parse = parse
         self.bulk = bulk
+        self.anywhere = anywhere
         self.packed = b""  # made when it is first needed: the mirror answers most
         self.slot = NO_SLOT
 
@@ -70,6 +83,8 @@ class Gets:
     """GETs on several keys, prepared; all with the same `bulk`."""
 
     __slots__ = ("_by_slot", "bulk", "key", "packed", "parsing", "reads", "slot")
+
+    anywhere = False
 
     def __init__(self, reads: Sequence[Read]) -> None:
         self.reads = reads

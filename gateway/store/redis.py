@@ -55,7 +55,10 @@ class Redis:
         self._scheduled = False
         self._on_links: Callable[[], None] | None = None
         place = parse(options.url)
-        # One server has a main and a bulk link. In a cluster there are many, and the key tells which.
+        # One server has a main and a bulk link. In a cluster there are many, and the key tells which; beside replicas
+        # it depends on the question.
+        self.reads_replicas = options.read_from == "replica" and place.kind in ("cluster", "sentinel")
+        """Whether a `Read` that may come from `anywhere` may be older than what was written before it."""
         self._cluster: Cluster | None = None
         self._primary: Primary | None = None
         self._main: Link | None = None
@@ -73,7 +76,8 @@ class Redis:
             )
         else:
             self._primary = primary_of(place, options, self._on_push, self._on_state, self._scripts)
-            self._main, self._bulk = self._primary.links
+            if self._primary.replica is None:
+                self._main, self._bulk = self._primary.links
         self._reading: dict[bytes, Reading] = {}
         self._complained: set[bytes] = set()
 
@@ -96,8 +100,13 @@ class Redis:
 
     @property
     def links(self) -> tuple[Link, ...]:
-        """All there are now; those of a cluster come and go."""
+        """All that decisions travel on now; those of a cluster come and go."""
         return self._of_any().links
+
+    @property
+    def all_links(self) -> tuple[Link, ...]:
+        """The same, and those to replicas."""
+        return self._of_any().all_links
 
     def watch_links(self, changed: Callable[[], None]) -> None:
         """Call this when links have come or gone."""
@@ -220,6 +229,8 @@ class Redis:
         return self._gets(gets, link)
 
     def _gets_of_slots(self, gets: Gets) -> Answer:
+        if self._cluster is None:
+            return self._gets(gets, self._link_of(gets))
         answers = [self._gets(part, self._link_of(part)) for part, _ in gets.by_slot]
         return Gathered(answers, [places for _, places in gets.by_slot])
 
@@ -273,10 +284,11 @@ class Redis:
         return found
 
     def _link_of(self, question: Call | Read | Gets) -> Link:
-        assert self._cluster is not None
-        return self._cluster.link_of(question)
+        return self._of_any().link_of(question)
 
     def _link_for(self, command: Sequence[Part], bulk: bool) -> Link:
+        if self._primary is not None:
+            return self._primary.bulk if bulk else self._primary.main
         assert self._cluster is not None
         return self._cluster.link_for(key_of(command[1]) if len(command) > 1 else b"", bulk)
 
@@ -301,7 +313,7 @@ class Redis:
             self._main.flush()
             self._bulk.flush()
         else:
-            for link in self.links:
+            for link in self.all_links:
                 link.flush()
 
     def _links_changed(self) -> None:

@@ -65,15 +65,23 @@ def own_line(nodes: bytes | str) -> Own:
     raise ValueError("CLUSTER NODES has no line of the node itself")
 
 
-def addresses(reply: Any, asked: str) -> list[tuple[int, int, Address]]:
-    """First slot, last slot and primary of each range, from the reply to `CLUSTER SLOTS`.
+Range = tuple[int, int, Address, tuple[Address, ...]]
+"""First slot, last slot, primary and its replicas."""
+
+
+def addresses(reply: Any, asked: str) -> list[Range]:
+    """The ranges of slots, from the reply to `CLUSTER SLOTS`.
 
     Args:
         asked: the host of the node that was asked; it may mean itself by naming none.
     """
     found = []
     for (first, last), nodes in parse_cluster_slots(reply, current_host=asked).items():
-        host, port = nodes["primary"]
-        if host and host != "?":  # a node of which nobody knows the address yet
-            found.append((int(first), int(last), (str(host), int(port))))
+        # A node of which nobody knows the address yet has none, or "?".
+        primary, *replicas = [
+            (str(host), int(port)) if host and host != "?" else None
+            for host, port in (nodes["primary"], *nodes["replicas"])
+        ]
+        if primary is not None:
+            found.append((int(first), int(last), primary, tuple([one for one in replicas if one is not None])))
     return found

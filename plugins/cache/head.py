@@ -45,7 +45,7 @@ class HeadErrand(Errand):
             entry.plan = ended(stale.plan, received)
         try:
             place = self._place(entry.plan.vary)
-            there = await self._store.read(self.place.entry)
+            (there,) = await self._store.peek(self.place.entry)
             if not isinstance(there, Entry) or there.head != stale.head or there.body != stale.body:
                 return response  # a GET was faster
             await self._store.put(place.entry, entry, entry.plan.ends - received)

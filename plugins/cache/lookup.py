@@ -28,6 +28,7 @@ class Visit:
         "answer",
         "asked",
         "at_common",
+        "closely",
         "facts",
         "index",
         "number",
@@ -53,6 +54,8 @@ class Visit:
         self.place: Place = target.address
         """Where the answer itself lies, as far as it is known."""
         self.index: Index | None = None
+        self.closely = False
+        """What was found was not the newest: the primary is asked, not a replica, nor the mirror of one."""
         self.retried = False
         """It has waited for a fetch that failed."""
         self.stale: Entry | None = None
@@ -125,12 +128,17 @@ class Lookup:
         if visit.answer is None:
             before = self.store.asked
             visit.number = self.number(visit.address)
-            visit.answer = self.ask(visit.address, visit.number)
+            if visit.closely:
+                visit.answer, visit.asked = self.store.peek(visit.address.shard(visit.number)), None
+            else:
+                visit.answer = self.ask(visit.address, visit.number)
             self._count_trip(visit, before)
         answer, visit.answer = visit.answer, None
         visit.place, visit.index = visit.address, None
         found = await answer
-        if type(found) is list:
+        if visit.closely:
+            (stored,) = found
+        elif type(found) is list:
             stored, *values = found
             generations = visit.address.generations
             visit.asked = Asked(
@@ -148,13 +156,19 @@ class Lookup:
             visit.place = self.place_of(visit, request, found.names, request.changes)
             number = self.hot.shard(visit.place.digest)
             before = self.store.asked
-            answer = self.store.read(visit.place.shard(number))
+            answer = self._variant(visit, number)
             self._count_trip(visit, before)
             stored = await answer
+            if visit.closely:
+                (stored,) = stored
             if stored is not None and not isinstance(answer, Known):
                 self.hot.count(visit.place.digest, visit.target)
             found = await self._at(visit, visit.place, number, stored)
         return None if isinstance(found, Index) else found
+
+    def _variant(self, visit: Visit, number: int) -> Answer:
+        key = visit.place.shard(number)
+        return self.store.peek(key) if visit.closely else self.store.read(key, anywhere=True)
 
     def place_of(
         self, visit: Visit, request: Request, names: tuple[str, ...], changes: Mapping[bytes, bytes | None]
@@ -189,7 +203,10 @@ class Lookup:
         left = await self.usable(visit, stored)
         if number and (left is None or left is not stored or ends_of(left) <= self._clock()):
             # The copy is missing or outlived: the entry itself tells, and is copied.
-            stored = await self.store.read(place.entry)
+            if self.store.may_lag:
+                (stored,) = await self.store.peek(place.entry)
+            else:
+                stored = await self.store.read(place.entry)
             left = await self.usable(visit, stored)
             if left is stored and type(left) in (Entry, Index):
                 self.store.copy(place.shard(number), left, ends_of(left) - self._clock())

@@ -60,6 +60,7 @@ class Serving:
         why = "fwd=uri-miss"
         for look in range(MAX_LOOKS):
             if look:
+                visit.closely = self._store.may_lag
                 self._lookup.turn(visit)
             found = await self._lookup.find(visit, request)
             if isinstance(found, Uncacheable):

@@ -88,6 +88,11 @@ class Store:
         self._unsure: dict[str, Place] = {}
 
     @property
+    def may_lag(self) -> bool:
+        """Whether `find` may tell of an entry what is not so any more: it may come from a replica."""
+        return self._redis.reads_replicas
+
+    @property
     def state(self) -> int:
         """Changes whenever this worker hears of a change: until then, what was found valid still is."""
         return self._redis.mirror.invalidations + self._purges
@@ -99,12 +104,18 @@ class Store:
 
     # -- entries -----------------------------------------------------------------------------------
 
-    def read(self, key: bytes) -> Answer:
-        """What is stored under a key: an answer, an index, a mark, or None."""
-        return self._redis.read("GET", key, parse=decode, bulk=True)
+    def read(self, key: bytes, *, anywhere: bool = False) -> Answer:
+        """What is stored under a key: an answer, an index, a mark, or None.
+
+        Args:
+            anywhere: as a replica has it will do.
+        """
+        return self._redis.look(Read("GET", key, parse=decode, bulk=True, anywhere=anywhere))
 
     def peek(self, *keys: bytes) -> Answer:
-        """The same of several as a list, past the mirror: it is not to keep what is mostly absent."""
+        """The same of several as a list, past the mirror: it is not to keep what is mostly absent, nor may it have
+        what a replica has told.
+        """
         return self._redis.gets(Gets([Read("GET", key, parse=decode, bulk=True) for key in keys]))
 
     def find(self, wanted: Wanted) -> Answer:

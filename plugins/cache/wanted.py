@@ -24,7 +24,7 @@ class Wanted:
     __slots__ = ("_gets", "entry", "generations")
 
     def __init__(self, place: bytes, generations: Sequence[bytes]) -> None:
-        self.entry = Read("GET", place, parse=decode, bulk=True)
+        self.entry = Read("GET", place, parse=decode, bulk=True, anywhere=True)
         self.generations = [Read("GET", name, parse=parse_generation) for name in generations]
         self._gets: Gets | None = None
 
