@@ -520,8 +520,11 @@ class Sentinel(Group):
         """Have the Sentinels swap primary and replica, without anybody being down."""
         await self.sentinels[0].ask("SENTINEL FAILOVER", self.service)
 
-    async def failed_over(self, old: Server, within: float = 15) -> Server:
-        """Until the Sentinels have made another server the primary; the new one."""
+    async def failed_over(self, old: Server, within: float = 45) -> Server:
+        """Until the Sentinels have made another server the primary; the new one.
+
+        A first try of theirs may fail: then it takes some times `failover-timeout`.
+        """
 
         async def another() -> Server | None:
             current = await self.current()
