@@ -517,8 +517,17 @@ class Sentinel(Group):
         await primary.ask("SCRIPT FLUSH")
 
     async def fail_over(self) -> None:
-        """Have the Sentinels swap primary and replica, without anybody being down."""
-        await self.sentinels[0].ask("SENTINEL FAILOVER", self.service)
+        """Have the Sentinels swap primary and replica, without anybody being down.
+
+        They do not repeat one that was ordered too soon after the start, and so came to nothing.
+        """
+        old = await self.current()
+        for _ in range(6):
+            with contextlib.suppress(redis.exceptions.ResponseError):
+                await self.sentinels[0].ask("SENTINEL FAILOVER", self.service)
+            with contextlib.suppress(AssertionError):
+                await self.failed_over(old, within=7)
+                return
 
     async def failed_over(self, old: Server, within: float = 45) -> Server:
         """Until the Sentinels have made another server the primary; the new one.
