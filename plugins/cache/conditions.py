@@ -91,31 +91,33 @@ def freshened(head: bytes, lines: bytes) -> bytes:
     Without a `Date` among these there is none: the answer is of now, not of when the stored one was made (RFC 9110,
     section 6.6.1). An entity tag that only differs in being weak stays as it is: it tells of the stored body.
     """
-    tags = {_tag(line) for line in _lines(head)} - {None}
-    new = [line for line in _lines(lines) if _name(line) not in _OF_THE_BODY and _tag(line) not in tags]
-    names = {b"date", *map(_name, new)}
-    kept = [line for line in _lines(head) if _name(line) not in names]
+    tags = {_tag(line) for line in lines_of(head)} - {None}
+    new = [line for line in lines_of(lines) if name_of(line) not in _OF_THE_BODY and _tag(line) not in tags]
+    names = {b"date", *map(name_of, new)}
+    kept = [line for line in lines_of(head) if name_of(line) not in names]
     return b"".join([line + b"\r\n" for line in (*kept, *new)])
 
 
 def without(head: bytes, name: bytes) -> bytes:
     """Header lines without those of a lower-cased name."""
-    return b"".join([line + b"\r\n" for line in _lines(head) if _name(line) != name])
+    return b"".join([line + b"\r\n" for line in lines_of(head) if name_of(line) != name])
 
 
 def names_in(head: bytes) -> frozenset[bytes]:
     """The lower-cased names in header lines."""
-    return frozenset(map(_name, _lines(head)))
+    return frozenset(map(name_of, lines_of(head)))
 
 
-def _lines(head: bytes) -> list[bytes]:
+def lines_of(head: bytes) -> list[bytes]:
+    """The header lines, without their ends."""
     return [line for line in head.split(b"\r\n") if line]
 
 
-def _name(line: bytes) -> bytes:
+def name_of(line: bytes) -> bytes:
+    """The lower-cased name of the field in a header line."""
     return line.partition(b":")[0].lower()
 
 
 def _tag(line: bytes) -> bytes | None:
     """What an `ETag` is the same by in the weak comparison; None for another field."""
-    return line.partition(b":")[2].strip().removeprefix(b"W/") if _name(line) == b"etag" else None
+    return line.partition(b":")[2].strip().removeprefix(b"W/") if name_of(line) == b"etag" else None

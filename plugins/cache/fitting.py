@@ -11,7 +11,7 @@ from typing import Final
 from multidict import CIMultiDict
 
 from gateway.plugin import header_line
-from plugins.cache.conditions import not_modified
+from plugins.cache.conditions import lines_of, name_of, not_modified
 from plugins.cache.entry import Entry, Part, fields_of
 from plugins.cache.facts import Facts
 from plugins.cache.ranges import answer, honoured, part_of, satisfy
@@ -32,7 +32,7 @@ class Fitted:
     def __init__(self, status: int, lines: list[bytes], body: bytes) -> None:
         self.status = status
         self.head = b"".join([line + b"\r\n" for line in lines])
-        self.names = frozenset(map(_name, lines))
+        self.names = frozenset(map(name_of, lines))
         self.body = body
 
 
@@ -47,9 +47,9 @@ def fit(facts: Facts, status: int, head: bytes, body: bytes, part: Part | None =
     if status not in (200, 206) or not (facts.conditions or facts.ranges):
         return None
     fields = fields_of(head)
-    lines = [line for line in head.split(b"\r\n") if line]
+    lines = lines_of(head)
     if facts.conditions and not_modified(facts.conditions, fields):
-        return Fitted(304, [line for line in lines if _name(line) not in OF_THE_BODY], b"")
+        return Fitted(304, [line for line in lines if name_of(line) not in OF_THE_BODY], b"")
     if not facts.ranges or (status == 206 and part is None) or not _honoured(facts, fields):
         return None
     first, complete = (0, len(body)) if part is None else (part[0], part[2])
@@ -63,8 +63,8 @@ def fit(facts: Facts, status: int, head: bytes, body: bytes, part: Part | None =
     new = [header_line(name, value).rstrip(b"\r\n") for name, value in named]
     if status == 416:
         return Fitted(416, new, body)
-    replaced = {_name(line) for line in new}
-    return Fitted(206, [line for line in lines if _name(line) not in replaced] + new, body)
+    replaced = {name_of(line) for line in new}
+    return Fitted(206, [line for line in lines if name_of(line) not in replaced] + new, body)
 
 
 def has(facts: Facts, entry: Entry) -> bool:
@@ -76,7 +76,3 @@ def has(facts: Facts, entry: Entry) -> bool:
 
 def _honoured(facts: Facts, fields: CIMultiDict[str]) -> bool:
     return honoured(facts.if_range, *[fields.get(name, "") for name in ("ETag", "Last-Modified", "Date")])
-
-
-def _name(line: bytes) -> bytes:
-    return line.partition(b":")[0].lower()

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 from gateway.plugin import Response, Stream
+from plugins.cache.conditions import names_in
 
 # Bytes of a body that is worth waiting for: bytes are cheaper to pass on than a stream, and an answer that breaks off
 # can still become a proper error.
@@ -170,7 +171,7 @@ async def whole(
     handed = hand is not None and (length is None or length > SMALL_BODY)
     if hand is not None and handed:
         head = response.head()
-        names = frozenset(line.partition(b":")[0].lower() for line in head.split(b"\r\n") if line)
+        names = names_in(head)
         outcome, reason = response.outcome, response.reason
         hand(Response.prebuilt(response.status, head, names, tee, length=length, outcome=outcome, reason=reason))
     try:
