@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from multidict import CIMultiDict
 
-from gateway.plugin import Handler, RedisError, Request, Response, header_line, problem
+from gateway.plugin import Answer, Handler, Known, RedisError, Request, Response, header_line, problem
 from plugins.cache.answers import ADDED, members
 from plugins.cache.compress import packed
 from plugins.cache.entry import Entry, Index, Stored, Uncacheable, fields_of
@@ -62,6 +62,21 @@ class Errand:
         self._turned = False
         self._elsewhere = False
         self._began = fetcher.clock()
+        self._peeked: Answer | None = None
+        self._generations: tuple[tuple[bytes, ...], Answer] = ((), Known([]))
+
+    def begin(self) -> None:
+        """Have read what is stored as a part or for all, and the generations as they stand.
+
+        Before the fetch: what is purged while it lasts is not stored as if it was made afterwards.
+        """
+        store, visit = self._store, self._visit
+        self._peeked = None
+        if visit.stale is None:
+            common = None if visit.at_common else visit.target.common
+            self._peeked = store.peek(visit.place.part.entry, *(() if common is None else (common.entry,)))
+        names = visit.address.generations
+        self._generations = names, store.begin(names)
 
     async def look(self) -> Landing | None:
         """Whether another worker has stored something that will do."""
@@ -138,23 +153,15 @@ class Errand:
     # -- inside ------------------------------------------------------------------------------------
 
     async def _before(self) -> tuple[Entry | None, dict[bytes, bytes]]:
-        """What is stored, out of date or a part, and the generations as they stand.
-
-        Before the fetch: what is purged while it lasts is not stored as if it was made afterwards.
-        """
-        store, visit = self._store, self._visit
-        peeked = None
-        if visit.stale is None:
-            common = None if visit.at_common else visit.target.common
-            peeked = store.peek(visit.place.part.entry, *(() if common is None else (common.entry,)))
-        names = visit.address.generations
-        standing = dict(zip(names, await store.generations(names), strict=True))
-        if peeked is None:
-            return visit.stale, standing
-        part, *for_all = await peeked
+        """What is stored, out of date or a part, and the generations; see `begin`."""
+        names, values = self._generations
+        standing = dict(zip(names, await values, strict=True))
+        if self._peeked is None:
+            return self._visit.stale, standing
+        part, *for_all = await self._peeked
         if for_all:
             self._elsewhere = await self._is_for_all(for_all[0])
-        found = await self._fetcher.lookup.part(visit, part)
+        found = await self._fetcher.lookup.part(self._visit, part)
         return found if isinstance(found, Entry) else None, standing
 
     async def _is_for_all(self, stored: Stored | None) -> bool:

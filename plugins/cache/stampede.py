@@ -26,7 +26,7 @@ from typing import Any, Final, Protocol
 from gateway.plugin import RedisError, Response, end_patience, share_patience
 from plugins.cache.entry import Entry, Stored
 from plugins.cache.keys import Place
-from plugins.cache.store import NOTHING, Store
+from plugins.cache.store import NOTHING, Grant, Store
 
 logger = logging.getLogger("gateway.cache")
 
@@ -92,6 +92,9 @@ class Work(Protocol):
     """What a flight is for."""
 
     place: Place
+
+    def begin(self) -> None:
+        """Ask Redis for what `fetch` needs to know; it leaves together with the question for the lock."""
 
     async def look(self) -> Landing | None:
         """Whether it is there by now, as the mirror knows it."""
@@ -264,7 +267,7 @@ class Flights:
     async def _reload(self, work: Work, answer: Handover) -> Landing:
         share_patience()
         owner = token_hex(8)
-        grant = await self._store.acquire(work.place, owner)
+        grant = await self._acquire(work, owner)
         return await self._hold(work, owner, grant.time, answer) if grant.owned else Landing(AGAIN, work.place)
 
     async def _refresh(self, work: Work, known: Entry, answer: Handover) -> Landing:
@@ -272,7 +275,7 @@ class Flights:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wait_timeout
         owner = token_hex(8)
-        grant = await store.acquire(place, owner)
+        grant = await self._acquire(work, owner)
         if grant.owned:
             # `known` may have been purged softly: that leaves this one time as it was.
             if isinstance(grant.found, Entry) and grant.found.plan.kept_until != known.plan.kept_until:
@@ -294,40 +297,49 @@ class Flights:
         deadline = loop.time() + self._wait_timeout
         owner = token_hex(8)
         while True:
-            grant = await store.acquire(place, owner)
+            grant = await self._acquire(work, owner)
             if grant.owned:
-                # Between our look and our lock somebody may have fetched it.
-                landing = await work.landed(grant.found) if grant.found is not None else None
-                if landing is None:
-                    return await self._hold(work, owner, grant.time, answer)
-                store.release(place, owner)
-                return landing
+                return await self._hold(work, owner, grant.time, answer, grant.found)
             again = True
             while again:
                 with store.watch(place) as watch:
+                    held = store.holder(place)
                     landing = await work.look()
                     if landing is not None:
                         return landing
                     left = deadline - loop.time()
                     if left <= 0:
                         return Landing(LATE, place, detail="detail=wait-timeout")
-                    holder = await store.holder(place)
+                    holder = await held
                     if holder == NOTHING:
                         return Landing(ALONE, place)
                     if holder is None:
                         break
                     again = await watch.wait(min(left, self._lock_ttl))
 
-    async def _hold(self, work: Work, owner: str, since: int, answer: Handover) -> Landing:
-        """Fetch with the lock in hand."""
+    async def _acquire(self, work: Work, owner: str) -> Grant:
+        """Try to take the lock. What is needed with it in hand is asked for at once, as each trip takes its time."""
+        work.begin()
+        return await self._store.acquire(work.place, owner)
+
+    async def _hold(self, work: Work, owner: str, since: int, answer: Handover, found: Stored | None = None) -> Landing:
+        """Fetch with the lock in hand.
+
+        Args:
+            found: between our look and our lock somebody may have fetched it.
+        """
         keeper = asyncio.get_running_loop().create_task(self._extend(work.place, owner))
         try:
-            return await work.fetch(owner, since, answer)
+            landing = await work.landed(found) if found is not None else None
+            if landing is None:
+                return await work.fetch(owner, since, answer)
         except BaseException:
             self._store.release(work.place, owner)
             raise
         finally:
             keeper.cancel()
+        self._store.release(work.place, owner)
+        return landing
 
     async def _extend(self, place: Place, owner: str) -> None:
         while True:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from secrets import token_hex
 from typing import Final
 
-from gateway.plugin import Answer, Gets, Known, Read, Redis, RedisDown, RedisError, Script
+from gateway.plugin import All, Answer, Gets, Known, Read, Redis, RedisDown, RedisError, Script
 from plugins.cache.entry import Entry, Stored, Uncacheable, decode, encode
 from plugins.cache.generations import (
     GENERATION_SECONDS,
@@ -221,10 +221,9 @@ class Store:
         told = NOTHING_MS if nothing else 0
         self._redis.tell_script(STORE, [place.lock, place.entry], [owner, "", told], bulk=True)
 
-    async def holder(self, place: Place) -> bytes | None:
-        """Who has the right to fetch; `NOTHING` if he had, and there is nothing for those who waited."""
-        holder: bytes | None = await self._redis.read("GET", place.lock, bulk=True)
-        return holder
+    def holder(self, place: Place) -> Answer:
+        """Who has the right to fetch; `NOTHING` if he had, and there is nothing for those who waited; None: nobody."""
+        return self._redis.read("GET", place.lock, bulk=True)
 
     def watch(self, place: Place) -> Watch:
         """Notices changes from now on. What it is to notice must be read after this."""
@@ -237,17 +236,14 @@ class Store:
         """Have them read with this tick's write; `valid` waits for them."""
         return Asked(self.state, names, [self._generation(name) for name in names])
 
-    async def generations(self, names: Sequence[bytes]) -> list[bytes]:
-        """The present generations, as Redis itself has them; one that is not there is begun.
-
-        Raises:
-            RedisError: Redis cannot tell.
-        """
-        begun = [
-            self._begin(name, FETCH_SECONDS if number >= LASTING else GENERATION_SECONDS)
-            for number, name in enumerate(names)
-        ]
-        return [await value for value in begun]
+    def begin(self, names: Sequence[bytes]) -> Answer:
+        """The present generations as a list, as Redis itself has them; one that is not there is begun."""
+        return All(
+            [
+                self._begin(name, FETCH_SECONDS if number >= LASTING else GENERATION_SECONDS)
+                for number, name in enumerate(names)
+            ]
+        )
 
     def keep(self, names: Sequence[bytes], ttl: float) -> None:
         """Have the generations of an answer live as long as it does, in good time for the next one."""
