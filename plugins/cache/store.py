@@ -123,7 +123,10 @@ class Store:
         generations that `wanted` names.
         """
         if not self._mirrored:
-            return self._redis.gets(wanted.gets)
+            if not self.may_lag:
+                return self._redis.gets(wanted.gets)
+            # The entry may come from a replica; what it hangs on may not.
+            return All([self._redis.look(wanted.entry), *map(self._redis.look, wanted.generations)])
         state = self.state
         stored = self._redis.look(wanted.entry)
         if type(stored.value) is Entry and stored.value.proven == state:

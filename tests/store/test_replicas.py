@@ -179,12 +179,14 @@ async def test_a_failover_to_the_replica(make: MakeStore, pair: Pair) -> None:
     await shows(store, b"new", within=2)
 
 
+@pytest.mark.parametrize("mirror", ["1 MiB", 0], ids=["mirror", "no mirror"])
 @pytest.mark.parametrize("vary", [{}, {"Vary": "Accept-Language"}], ids=["plain", "vary"])
 async def test_two_nodes_make_one_fetch_while_their_replica_lags(
-    gateway: StartGateway, pair: Pair, upstream: UpstreamServer, http: Any, vary: dict[str, str]
+    gateway: StartGateway, pair: Pair, upstream: UpstreamServer, http: Any, vary: dict[str, str], mirror: str | int
 ) -> None:
     """The replica never gets what was fetched: who waits, and who comes later, is given it by the primary."""
-    config = {"plugins": {"cache": {}}, "redis": {"url": pair.url, "read_from": "replica"}}
+    table = {"url": pair.url, "read_from": "replica", "mirror": {"max_bytes": mirror}}
+    config = {"plugins": {"cache": {}}, "redis": table}
     nodes = [await gateway(config), await gateway(config)]
     ask = Client(http)
     begun = asyncio.Event()
