@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
@@ -24,11 +24,16 @@ from gateway.doctor.readings import Reading, Wanted, read
 from gateway.doctor.report import document, table
 from gateway.plugin import Plugin
 from gateway.store.embedded import running_url
-from gateway.store.url import Place, parse
+from gateway.store.url import Kind, Place, parse
 
 MAX_KEYS: Final = 20_000
 KEY_SECONDS: Final = 5.0
 FAILED: Final = 1
+NOT_COPIED: Final[Mapping[Kind, str]] = {
+    "cluster": "for each server of the cluster, replicas too: users are not copied from one to the other",
+    "sentinel": "for each server, replicas too: users are not copied from one to the other. Sentinels have users of"
+    f" their own (sentinel_username in the URL), who need {needs.rules(needs.SENTINELS)}",
+}
 NOT_RUNNING: Final = "the embedded server is not running: `gateway run` starts it; or give another with --redis URL"
 
 
@@ -59,10 +64,14 @@ def doctor(
             place = Place("single") if where.url == "embedded" else parse(where.url)
         except ValueError as error:
             raise console.fail(f"redis.url: {error}") from None
-        needed = needs.needed(plugins, place, mirror=where.mirror.max_bytes > 0)
+        replicas = where.read_from == "replica"
+        needed = needs.needed(plugins, place, mirror=where.mirror.max_bytes > 0, replicas=replicas)
         templates = needs.key_templates(plugins, where.prefix)
         if acl:
             typer.echo(acl_of(needed, [f"{where.prefix}:{{id}}", *templates], user or "gateway"))
+            if place.kind != "single":
+                # Not among the commands, which may go to redis-cli as they are.
+                typer.echo(f"# {NOT_COPIED[place.kind]}", err=True)
             return
         url = running_url(where.state_dir) if where.url == "embedded" else where.url
         if url is None:

@@ -33,8 +33,18 @@ LINKS: Final[Mapping[Words, Words]] = {
 """What the links send by themselves (`gateway.store`), with arguments by which a command does nothing."""
 MIRROR: Final[Mapping[Words, Words]] = {("client", "tracking"): ("off",), ("client", "caching"): ("yes",)}
 DATABASE: Final[Mapping[Words, Words]] = {("select",): ("0",)}
-TOPOLOGY: Final[Mapping[Words, Words]] = {("cluster", "slots"): (), ("asking",): (), ("readonly",): ()}
-CORE: Final[Mapping[Words, Words]] = {**LINKS, **MIRROR, **DATABASE, **TOPOLOGY}
+CLUSTER: Final[Mapping[Words, Words]] = {
+    ("cluster", "slots"): (),
+    ("cluster", "nodes"): (),
+    ("cluster", "info"): (),
+    ("asking",): (),
+}
+REPLICAS: Final[Mapping[Words, Words]] = {("readonly",): ()}
+"""Of a cluster, if they are read from."""
+CORE: Final[Mapping[Words, Words]] = {**LINKS, **MIRROR, **DATABASE, **CLUSTER, **REPLICAS}
+
+SENTINELS: Final[tuple[Words, ...]] = (("sentinel", "masters"), ("sentinel", "slaves"))
+"""What Sentinels are asked: by their own user, who is another than the servers'."""
 
 DOCTOR: Final[tuple[Words, ...]] = (
     ("info",),
@@ -68,17 +78,19 @@ def scripts_of(plugins: Sequence[Plugin]) -> list[Script]:
     return list(found.values())
 
 
-def needed(plugins: Sequence[Plugin], place: Place, *, mirror: bool = True) -> list[Words]:
-    """All commands that a gateway with these plugins sends to its Redis.
+def needed(plugins: Sequence[Plugin], place: Place, *, mirror: bool = True, replicas: bool = False) -> list[Words]:
+    """All commands that the workers of a gateway with these plugins send to its Redis.
 
     Args:
         mirror: whether it has one.
+        replicas: whether it reads from replicas.
     """
     found = {
         *LINKS,
         *(MIRROR if mirror else ()),
         *(DATABASE if place.db else ()),
-        *(TOPOLOGY if place.kind == "cluster" else ()),
+        *(CLUSTER if place.kind == "cluster" else ()),
+        *(REPLICAS if place.kind == "cluster" and replicas else ()),
     }
     found |= commands_of([BEAT, *scripts_of(plugins)])
     for module in _modules(plugins):

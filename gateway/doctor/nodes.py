@@ -15,6 +15,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
+from gateway.doctor.needs import SENTINELS, rules
 from gateway.store.clients import make_client, node_options, sentinel_options
 from gateway.store.url import Kind, Place, parse
 
@@ -110,7 +111,10 @@ def _sentinel(place: Place) -> Deployment:
     options = {**sentinel_options(place, REPLY_SECONDS), "retry": Retry(NoBackoff(), 0)}
     known: Any = Sentinel(place.hosts, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
     try:
-        states = _first(known.sentinels, lambda one: one.sentinel_masters())
+        try:
+            states = _first(known.sentinels, lambda one: one.sentinel_masters())
+        except redis.exceptions.NoPermissionError as error:
+            raise ValueError(f"{error}: the Sentinels' user needs {rules(SENTINELS)}") from None
         state = states.get(place.service)
         if state is None:
             raise ValueError(f"the Sentinels know no service {place.service}")
@@ -155,7 +159,7 @@ def _deployment(place: Place, servers: Sequence[tuple[Role, tuple[str, int]]], *
 
 
 def _client(place: Place, host: str, port: int) -> redis.Redis:
-    options = node_options(place, REPLY_SECONDS) | {"client_name": None, "retry": Retry(NoBackoff(), 0)}
+    options = node_options(place, REPLY_SECONDS) | {"retry": Retry(NoBackoff(), 0)}
     return redis.Redis(host=host, port=port, **options)
 
 

@@ -129,12 +129,15 @@ def _behind_sentinels(place: Place, timeout: float, options: dict[str, Any]) -> 
 def sentinel_options(place: Place, timeout: float) -> dict[str, Any]:
     """What redis-py's connections to the Sentinels take, but for how often to retry."""
     secure = {"ssl": True, **place.sentinel_tls} if place.sentinel_tls is not None else {}
-    return {"socket_timeout": timeout, "socket_connect_timeout": timeout, **place.sentinel, **secure}
+    return {**_common(timeout), **place.sentinel, **secure}
 
 
 def node_options(place: Place, timeout: float) -> dict[str, Any]:
-    """What redis-py's connections to one node of a cluster take, but for how often to retry."""
-    return _options(place, timeout, "gateway-discovery") | _secure(place)
+    """What redis-py's connections to one node of a cluster take, but for how often to retry.
+
+    They have no name, as CLIENT SETNAME is a right too.
+    """
+    return _options(place, timeout, "") | _secure(place)
 
 
 def make_node_client(place: Place, host: str, port: int, timeout: float) -> AsyncRedis:
@@ -153,7 +156,12 @@ def no_retry() -> Any:
 
 
 def _options(place: Place, timeout: float, name: str) -> dict[str, Any]:
-    return {"socket_timeout": timeout, "socket_connect_timeout": timeout, "client_name": name, **place.login}
+    return {**_common(timeout), "client_name": name or None, **place.login}
+
+
+def _common(timeout: float) -> dict[str, Any]:
+    # Without CLIENT SETINFO, which stands in ACL LOG with each connection of a user that may not.
+    return {"socket_timeout": timeout, "socket_connect_timeout": timeout, "driver_info": None}
 
 
 def _secure(place: Place) -> dict[str, Any]:

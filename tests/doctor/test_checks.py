@@ -117,7 +117,7 @@ def workers(nodes: int, each: int) -> list[str]:
 @pytest.mark.parametrize(
     ("most", "clients", "level", "said"),
     [
-        (10_000, [*workers(3, 4), "gateway-admin", "gateway-discovery", "app"], OK, "3 nodes 24 (48 while"),
+        (10_000, [*workers(3, 4), "gateway-admin", "gateway-console", "app"], OK, "3 nodes 24 (48 while"),
         (10_000, [], OK, "1 node 8 (16 while"),
         (10_000, Unread("no"), OK, "not told"),
         (26, [*workers(3, 4), "app"], WARNING, "by others 1"),

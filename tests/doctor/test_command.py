@@ -91,6 +91,23 @@ async def test_a_server_that_is_set_up_well(folder: Path) -> None:
         assert not called & {"set", "unlink", "del", "config|set", "slowlog|reset", "flushall", "eval"}
 
 
+@pytest.mark.parametrize(
+    ("url", "more", "told"),
+    [
+        ("redis://h", set(), ""),
+        ("redis+cluster://h", {"+cluster|slots", "+cluster|nodes", "+cluster|info", "+asking"}, "replicas too"),
+        ("redis+sentinel://h/main", set(), "sentinel_username in the URL), who need +sentinel|masters"),
+    ],
+)
+def test_the_user_to_make_on_each_server(folder: Path, url: str, more: set[str], told: str) -> None:
+    done = in_a_process(folder, "--redis", url, "doctor", "--acl")
+    assert done.returncode == 0
+    gateway, _ = done.stdout.splitlines()
+    assert {word for word in gateway.split() if word.startswith(("+cluster", "+sentinel", "+asking"))} == more
+    assert told in done.stderr
+    assert bool(done.stderr) == bool(told)
+
+
 async def test_a_user_without_rights(folder: Path, acl_user: Callable[..., Awaitable[str]]) -> None:
     url = await acl_user("~gateway:*", "+get", password=SECRET)
     told = await told_of(folder, url, 1)

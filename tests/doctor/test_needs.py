@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from hashlib import sha1, sha256
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import pytest
@@ -15,12 +19,14 @@ import redis.asyncio
 from gateway.config import Config
 from gateway.doctor import needs
 from gateway.doctor.checks import LINKS_PER_WORKER
+from gateway.doctor.nodes import find
 from gateway.fleet import BEAT
 from gateway.loader import built_in_names, load_plugins, make_plugins
 from gateway.plugin import Plugin
 from gateway.store.url import Place
 from tests.conftest import StartGateway
-from tests.harness import UpstreamServer, eventually
+from tests.harness import Gateway, UpstreamServer, eventually
+from tests.servers import Cluster, Sentinel, Server, userinfo
 
 ROOT = Path(__file__).parents[2]
 PLACE = Place("single")
@@ -56,6 +62,9 @@ def test_only_what_the_configured_plugins_need() -> None:
     assert set(needs.needed(plugins, PLACE)) == {*always, *needs.MIRROR}
     assert set(needs.needed(plugins, PLACE, mirror=False)) == always
     assert ("select",) in needs.needed(plugins, Place("single", db=3))
+    assert set(needs.needed(plugins, Place("cluster"))) == {*always, *needs.MIRROR, *needs.CLUSTER}
+    assert ("readonly",) in needs.needed(plugins, Place("cluster"), replicas=True)
+    assert ("readonly",) not in needs.needed(plugins, Place("sentinel"), replicas=True)
 
 
 def test_a_plugin_of_ones_own_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,29 +97,113 @@ async def test_a_gateway_needs_no_more(
     url = await acl_user(*needs.rules(needed, ["gateway:*"]).split())
     await redis_client.execute_command("ACL LOG", "RESET")
     await redis_client.config_resetstat()
-    node = await gateway(
-        {
-            "redis": {"url": url, "mirror": {"max_bytes": mirror}},
-            "plugins": {
-                "request_id": {},
-                "rate_limit": {"limits": ["100/minute"]},
-                "bucket": {"use": "rate_limit", "limits": ["100/minute"], "algorithm": "token_bucket"},
-                "token_blacklist": {},
-                "session": {"touch_interval": 0.001, "ttl": 3600},
-                "cache": {
-                    "ttl": 30,
-                    "credentials": [],
-                    "purge_from": ["127.0.0.0/8"],
-                    "purge_rules": ["PUT /{any} -> tag one"],
-                    "hot_threshold": 1,
-                },
-            },
-        }
-    )
+    node = await gateway({"redis": {"url": url, "mirror": {"max_bytes": mirror}}, "plugins": PLUGINS})
     assert node.worker.redis.up
-    session = "gateway:session:" + sha256(b"ada").hexdigest()
-    await redis_client.hset(session, mapping={"userId": "ada", "expiresAt": str(int(time.time()) + 600)})
-    await redis_client.expire(session, 600)
+    await redis_client.hset(SESSION, mapping=ada())
+    await redis_client.expire(SESSION, 600)
+    await works(node, http)
+    names = [client["name"] for client in await redis_client.client_list()]
+    assert len([name for name in names if name == f"gateway-{node.worker.node}"]) == LINKS_PER_WORKER
+    sent = names_of(await redis_client.info("commandstats"))
+    assert await redis_client.execute_command("ACL LOG") == []
+    assert {name for name in sent if not name.startswith(("client|setinfo", "client|maint"))} - FREE <= {
+        needs.rule(words) for words in needed
+    }
+    assert {"set", "pexpire", "hgetall", "evalsha"} <= sent
+
+
+@pytest.mark.parametrize("replicas", [True, False])
+async def test_nor_in_a_cluster(
+    replicas: bool, gateway: StartGateway, upstream: UpstreamServer, http: aiohttp.ClientSession, cluster: Cluster
+) -> None:
+    """Nor where slots move, and where a replica becomes the primary."""
+    needed = needs.needed(built_in(), Place("cluster"), replicas=replicas)
+    async with users(cluster.servers, needs.rules(needed, ["gateway:*"])):
+        for server in cluster.servers:
+            await server.ask("CONFIG RESETSTAT")
+        options = {"read_from": "replica"} if replicas else {}
+        url = cluster.url.replace("://", f"://{userinfo(USER, PASSWORD)}")
+        node = await gateway({"redis": {"url": url, "max_silence": 0.5, **options}, "plugins": PLUGINS})
+        await eventually(lambda: all(link.up for link in node.worker.redis.all_links))
+        home = await cluster.home(SESSION)
+        await home.ask("HSET", SESSION, *[word for pair in ada().items() for word in pair])
+        await home.ask("EXPIRE", SESSION, 600)
+        await works(node, http)
+        migration = await cluster.migrate(cluster.slot(SESSION))
+        await migration.move_all()
+        await works(node, http)  # ASK
+        await migration.finish()
+        await works(node, http)  # MOVED
+        await cluster.promote(await cluster.replica_of(migration.target))
+        await eventually(lambda: node.worker.redis.up)
+        await works(node, http)
+
+        async def all_sent() -> set[str]:
+            found = set().union(*[names_of(await one.ask("INFO", "commandstats")) for one in cluster.servers])
+            return found if {"cluster|nodes", "cluster|info"} <= found else set()
+
+        sent = await eventually(all_sent)
+        allowed = {needs.rule(words) for words in needed}
+        assert await refusals(cluster.servers) == []
+        assert sent - FREE - BETWEEN <= allowed
+        assert {needs.rule(words) for words in needs.CLUSTER} <= sent
+        assert ("readonly" in sent) == ("readonly" in allowed) == replicas
+
+
+async def test_nor_behind_sentinels(
+    gateway: StartGateway, upstream: UpstreamServer, http: aiohttp.ClientSession, sentinel: Sentinel
+) -> None:
+    needed = needs.needed(built_in(), Place("sentinel", db=1))
+    servers = [sentinel.primary, sentinel.replica]
+    async with (
+        users(servers, needs.rules(needed, ["gateway:*"])),
+        users(sentinel.sentinels, needs.rules(needs.SENTINELS)),
+    ):
+        url = sentinel.url.replace("://", f"://{userinfo(USER, PASSWORD)}")
+        url += f"?db=1&sentinel_username={quote(USER)}&sentinel_password={quote(PASSWORD, safe='')}"
+        node = await gateway({"redis": {"url": url, "read_from": "replica"}, "plugins": PLUGINS})
+        await eventually(lambda: all(link.up for link in node.worker.redis.all_links))
+        async with redis.asyncio.Redis(port=sentinel.primary.port, db=1) as client:
+            await client.hset(SESSION, mapping=ada())
+            await client.expire(SESSION, 600)
+        await works(node, http)
+        assert await refusals(sentinel.servers) == []
+        deployment = await asyncio.to_thread(find, url)
+        assert [server.role for server in deployment.nodes] == ["primary", "replica"]
+        deployment.close()
+
+
+# -- what a gateway does, and what Redis saw of it -----------------------------------------------------
+
+USER, PASSWORD = "gate:way", "s3/cr@t:#?%"
+PLUGINS: dict[str, Any] = {
+    "request_id": {},
+    "rate_limit": {"limits": ["1000/minute"]},
+    "bucket": {"use": "rate_limit", "limits": ["1000/minute"], "algorithm": "token_bucket"},
+    "token_blacklist": {},
+    "session": {"touch_interval": 0.001, "ttl": 3600},
+    "cache": {
+        "ttl": 30,
+        "credentials": [],
+        "purge_from": ["127.0.0.0/8"],
+        "purge_rules": ["PUT /{any} -> tag one"],
+        "hot_threshold": 1,
+    },
+}
+SESSION = "gateway:session:" + sha256(b"ada").hexdigest()
+FREE = {"acl|log", "acl|setuser", "config|resetstat", "hset", "expire", "info", "client|list", "hello", "auth"}
+"""What these tests ask, and what needs no right."""
+BETWEEN = {"replconf", "psync", "migrate", "restore", "restore-asking", "del", "select", "multi", "exec", "pexpireat"}
+BETWEEN |= {"cluster|setslot", "cluster|getkeysinslot", "cluster|myid", "cluster|failover", "client|setinfo"}
+"""What servers of a cluster ask of each other, and those who move its slots of them."""
+
+
+def ada() -> dict[str, str]:
+    return {"userId": "ada", "expiresAt": str(int(time.time()) + 600)}
+
+
+async def works(node: Gateway, http: aiohttp.ClientSession) -> None:
+    """All that the plugins do with Redis."""
     headers = {"Cookie": "session=ada", "Authorization": "Bearer abc"}
     for method, path, more in [
         ("GET", "/a", {}),
@@ -126,19 +219,25 @@ async def test_a_gateway_needs_no_more(
         async with http.request(method, node.url + path, headers={**headers, **more}) as response:
             assert response.status == 200, (method, path, await response.text())
             await response.read()
-    names = [client["name"] for client in await redis_client.client_list()]
-    assert len([name for name in names if name == f"gateway-{node.worker.node}"]) == LINKS_PER_WORKER
-    sent = await eventually(lambda: commands_of(redis_client, "evalsha"))
-    assert await redis_client.execute_command("ACL LOG") == []
-    own = {"acl|log", "acl|setuser", "config|resetstat", "hset", "expire", "info", "client|list", "hello", "auth"}
-    assert {name for name in sent if not name.startswith(("client|setinfo", "client|maint"))} - own <= {
-        needs.rule(words) for words in needed
-    }
-    assert {"set", "pexpire", "hgetall"} <= set(sent)
 
 
-async def commands_of(client: redis.asyncio.Redis, wanted: str) -> set[str]:
+@contextlib.asynccontextmanager
+async def users(servers: Sequence[Server], rules: str) -> AsyncIterator[None]:
+    """A user with these rights on each server, whose logs of refusals begin anew."""
+    for server in servers:
+        await server.ask("ACL SETUSER", USER, "reset", "on", f">{PASSWORD}", *rules.split())
+        await server.ask("ACL LOG", "RESET")
+    try:
+        yield
+    finally:
+        for server in servers:
+            await server.ask("ACL DELUSER", USER)
+
+
+async def refusals(servers: Sequence[Server]) -> list[Any]:
+    return [entry for server in servers for entry in await server.ask("ACL LOG")]
+
+
+def names_of(stats: dict[str, Any]) -> set[str]:
     """What was asked of Redis since its counts began anew, scripts included."""
-    stats = await client.info("commandstats")
-    found = {name.removeprefix("cmdstat_") for name in stats}
-    return found if wanted in found else set()
+    return {name.removeprefix("cmdstat_") for name in stats}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
@@ -50,6 +51,17 @@ async def test_sentinels(sentinel: Sentinel):
     deployment.close()
     with pytest.raises(Unreachable, match="no service other"):
         find(sentinel.url.replace("/main", "/other"))
+
+
+async def test_what_the_sentinels_user_lacks(sentinel: Sentinel):
+    watching = sentinel.sentinels[0]
+    await watching.ask("ACL SETUSER", "ada", "reset", "on", ">hush", "+ping")
+    url = f"redis+sentinel://127.0.0.1:{watching.port}/main?sentinel_username=ada&sentinel_password=hush"
+    try:
+        with pytest.raises(Unreachable, match=r"the Sentinels' user needs \+sentinel\|masters \+sentinel\|slaves"):
+            await asyncio.to_thread(find, url)
+    finally:
+        await watching.ask("ACL DELUSER", "ada")
 
 
 @pytest.mark.parametrize("scheme", ["redis://{}", "redis+cluster://{}", "redis+sentinel://{}/main"])
