@@ -6,7 +6,8 @@ than are looked at, the counts are extrapolated from those seen, which `SCAN` gi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from asyncio import gather
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -136,10 +137,24 @@ def kind_in(start: Any) -> str:
 
 
 async def server(context: Context) -> Document:
-    """What Redis says of itself: memory, and keys that it dropped for lack of it or for their age."""
+    """What Redis says of itself: memory, and keys that it dropped for lack of it or for their age.
+
+    Of a cluster it is what its primaries say, together, and under `primaries` each by its address.
+    """
+    from redis.asyncio.cluster import RedisCluster
+
     redis: Any = context.redis
-    info: dict[str, Any] = await redis.info()
-    hits, misses = info.get("keyspace_hits", 0), info.get("keyspace_misses", 0)
+    if not isinstance(redis, RedisCluster):
+        return said(await redis.info())
+    await redis.initialize()
+    nodes = sorted(redis.get_primaries(), key=lambda node: str(node.name))
+    primaries = [said(info) for info in await gather(*(redis.info(target_nodes=node) for node in nodes))]
+    each = {node.name: one for node, one in zip(nodes, primaries, strict=True)}
+    return {**together(primaries), "primaries": each}
+
+
+def said(info: dict[str, Any]) -> Document:
+    """What counts of one server's INFO."""
     return {
         "version": info.get("valkey_version") or info.get("redis_version"),
         "used_memory": info.get("used_memory"),
@@ -147,9 +162,21 @@ async def server(context: Context) -> Document:
         "policy": info.get("maxmemory_policy"),
         "evicted": info.get("evicted_keys"),
         "expired": info.get("expired_keys"),
-        "read_hits": hits,
-        "read_misses": misses,
+        "read_hits": info.get("keyspace_hits", 0),
+        "read_misses": info.get("keyspace_misses", 0),
     }
+
+
+def together(servers: Sequence[Document]) -> Document:
+    """The same of several: the sum of numbers, unless one of them is not known or has no limit; all texts there are."""
+    found: Document = {}
+    for name in servers[0]:
+        values = [one[name] for one in servers]
+        if any(isinstance(value, str) for value in values):
+            found[name] = ", ".join(sorted({str(value) for value in values}))
+        else:
+            found[name] = None if None in values else sum(values)
+    return found
 
 
 def by_route(requests: dict[str, dict[str, int]] | None, context: Context) -> list[Document] | None:

@@ -78,14 +78,25 @@ def print_routes(console: Console, routes: list[Document] | None) -> None:
 
 
 def print_server(console: Console, server: Document) -> None:
-    """What Redis says of itself."""
+    """What Redis says of itself; of a cluster each primary, too, as one alone may be full."""
     table = pairs()
-    most = size(server["max_memory"]) if server["max_memory"] else "no limit"
     table.add_row("Redis", clean(str(server["version"])))
-    table.add_row("memory", f"{size(server['used_memory'])} of {most} ({server['policy']})")
+    table.add_row("memory", f"{memory(server)} ({clean(str(server['policy']))})")
     table.add_row("evicted", f"{number(server['evicted'])} keys, for lack of memory")
     table.add_row("expired", f"{number(server['expired'])} keys, at their end")
     console.print(table)
+    if "primaries" in server:
+        each = columns("primary", "memory", "evicted", "expired", right=("evicted", "expired"))
+        for address, one in server["primaries"].items():
+            each.add_row(clean(address), memory(one), number(one["evicted"]), number(one["expired"]))
+        console.print()
+        console.print(each)
+
+
+def memory(server: Document) -> str:
+    """`1.5 MiB of 10.0 MiB`."""
+    most = size(server["max_memory"]) if server["max_memory"] else "no limit"
+    return f"{size(server['used_memory'])} of {most}"
 
 
 def print_hottest(console: Console, lines: list[Document]) -> None:

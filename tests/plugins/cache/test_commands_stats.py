@@ -16,12 +16,13 @@ from gateway.config import Config
 from gateway.listen import Listeners
 from gateway.observe import Observer
 from gateway.observe.metrics import Metrics
-from plugins.cache.stats import by_route, kind_in, kind_of
+from plugins.cache.stats import by_route, kind_in, kind_of, together
 from tests.admin.test_app import Place, Process, Supervised
 from tests.conftest import StartGateway
 from tests.harness import Gateway, UpstreamServer
 from tests.plugins.cache.conftest import Client
 from tests.plugins.cache.console import command, write_config
+from tests.servers import Cluster
 
 Say = Callable[..., None]
 
@@ -114,6 +115,37 @@ async def test_of_too_many_keys_it_estimates(tmp_path: Path, redis_url: str, red
     out = (await command(config, "stats", "--max-keys", "3000")).out
     assert "Estimated from" in out
     assert "no gateway answers at admin.listen" in out
+
+
+async def test_a_clusters_primaries_together_and_each(
+    gateway: StartGateway, tmp_path: Path, cluster: Cluster, upstream: UpstreamServer, ask: Client, say: Say
+) -> None:
+    config = write_config(tmp_path, cluster.url, upstream.url)
+    tables = tomllib.loads(config.read_text())
+    node = await gateway({**tables, "redis": {"url": cluster.url, "mirror": {"max_bytes": 0}}})
+    await fill(node, ask, say)
+    plugin: Any = node.plugins["cache"]
+    await plugin._hot.report(plugin._redis)
+    primaries = await cluster.primaries()
+    for number, primary in enumerate(primaries, 1):
+        await primary.ask("CONFIG SET", "maxmemory", f"{100 * number}mb")
+    try:
+        told = (await command(config, "stats", "--json")).json()
+        out = (await command(config, "stats")).out
+    finally:
+        for primary in primaries:
+            await primary.ask("CONFIG SET", "maxmemory", 0)
+    whole, each = told["server"], told["server"].pop("primaries")
+    addresses = [f"127.0.0.1:{primary.port}" for primary in primaries]
+    assert [each[address]["max_memory"] >> 20 for address in addresses] == [100, 200, 300]
+    assert len(each) == 3
+    for name in ("max_memory", "used_memory", "read_hits", "read_misses", "evicted", "expired"):
+        assert whole[name] == sum(one[name] for one in each.values()), name
+    assert each[addresses[0]]["policy"] == whole["policy"] == "noeviction"
+    assert (told["exact"], told["kinds"]["answers"]["keys"]) == (True, 3)
+    assert all(address in out for address in addresses)
+    for text in ("of 600.0 MiB (noeviction)", "of 300.0 MiB  ", "api.test/b"):
+        assert text in out
 
 
 async def test_what_is_stored_under_any_name_is_counted_or_left_out(config: Path) -> None:
@@ -216,3 +248,11 @@ def test_routes_without_requests_have_no_ratio() -> None:
     assert by_route(None, nobody) is None
     (route,) = by_route({"all": {"pass": 3}}, nobody) or []
     assert (route["hit_ratio"], route["pass"]) == (None, 3)
+
+
+def test_what_one_primary_does_not_limit_has_no_limit() -> None:
+    one, other = (
+        {"version": "9.1", "max_memory": 5, "evicted": 1},
+        {"version": "9.0", "max_memory": None, "evicted": 2},
+    )
+    assert together([one, other]) == {"version": "9.0, 9.1", "max_memory": None, "evicted": 3}
