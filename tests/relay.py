@@ -1,19 +1,28 @@
 """A TCP relay that can be told to misbehave, to stand between a gateway and its Redis. With a TLS context it is
-also what ends TLS in front of a server that has none."""
+also what ends TLS in front of a server that has none.
+
+Servers of a cluster, and Sentinels, tell their clients where the others are. Relays in front of all of them put their
+own ports in place of the servers' in what they carry, as a NAT would: who has come through one of them never leaves
+them, and nobody else (the servers among themselves, whoever asks them directly) knows that they are there.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
 PIECE = 65536
 # Pieces under way in each direction of a connection: what comes after them waits in the kernel's buffers.
 MAX_UNDER_WAY = 1000
+# As MOVED, ASK and CLUSTER NODES write an address (and URLs), CLUSTER SLOTS, and Sentinels in two ways. Ports that the
+# kernel chooses have five digits; so what stands before a text, its length, stays true.
+ADDRESS = re.compile(rb"(127\.0\.0\.1(?::|\r\n:|\r\n(?:\$4\r\nport\r\n)?\$5\r\n))(\d{5})(?!\d)")
 
 
 @dataclass(eq=False)
@@ -37,17 +46,21 @@ class Relay:
     Args:
         to: the server's port.
         tls: clients must speak TLS; the server gets plain text.
+        rename: what clients get in place of what the server says.
 
     Attributes:
         delay: seconds that each piece from the server takes longer; those behind it do not wait for it twice.
     """
 
-    def __init__(self, to: int, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, to: int, tls: ssl.SSLContext | None = None, rename: Callable[[bytes], bytes] | None = None
+    ) -> None:
         self.to = to
         self.port = 0
         self.delay = 0.0
         self.accepted = 0
         self._tls = tls
+        self._rename = rename
         self._pairs: set[_Pair] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
@@ -58,6 +71,11 @@ class Relay:
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def sources(self) -> set[int]:
+        """The ports from which it has connected to the server."""
+        return {pair.server.get_extra_info("sockname")[1] for pair in self._pairs}
 
     async def start(self) -> None:
         self._listener = await asyncio.start_server(
@@ -143,6 +161,8 @@ class Relay:
         loop = asyncio.get_running_loop()
         try:
             while piece := await reader.read(PIECE):
+                if to_client and self._rename is not None:
+                    piece = self._rename(piece)
                 await under_way.put((loop.time() + (self.delay if to_client else 0.0), piece))
             await under_way.put((0.0, b""))
             await sender
@@ -185,3 +205,38 @@ async def running_relay(to: int, tls: ssl.SSLContext | None = None) -> AsyncIter
         yield relay
     finally:
         await relay.stop()
+
+
+class Relays:
+    """One in front of each of several servers that tell of each other."""
+
+    def __init__(self, ports: Iterable[int]) -> None:
+        self._by_port = {port: Relay(port, rename=self.renamed) for port in ports}
+
+    def __getitem__(self, port: int) -> Relay:
+        """The one in front of a server, by the server's port."""
+        return self._by_port[port]
+
+    @property
+    def all(self) -> list[Relay]:
+        return list(self._by_port.values())
+
+    def renamed(self, text: bytes) -> bytes:
+        """The same with the relays' addresses in place of the servers'."""
+        return ADDRESS.sub(self._instead, text)
+
+    def _instead(self, match: re.Match[bytes]) -> bytes:
+        relay = self._by_port.get(int(match[2]))
+        return match[0] if relay is None else b"%s%d" % (match[1], relay.port)
+
+
+@contextlib.asynccontextmanager
+async def running_relays(ports: Iterable[int]) -> AsyncIterator[Relays]:
+    relays = Relays(ports)
+    try:
+        for relay in relays.all:
+            await relay.start()
+        yield relays
+    finally:
+        for relay in relays.all:
+            await relay.stop()

@@ -21,7 +21,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as NoConnection
 
 from tests.harness import eventually
-from tests.relay import Relay
+from tests.relay import Relay, running_relays
 from tests.servers import Cluster, Sentinel, Server, TlsServer, free_ports
 
 
@@ -168,6 +168,37 @@ async def test_a_relay_refuses_until_it_is_started_again(relay: Relay) -> None:
         await asyncio.open_connection("127.0.0.1", relay.port)
     await relay.start()
     assert await ping(relay.url)
+
+
+async def test_who_has_come_through_a_relay_is_told_of_no_other_way_to_a_cluster(cluster: Cluster) -> None:
+    home = await cluster.home("k")
+    [other, *_] = [primary for primary in await cluster.primaries() if primary is not home]
+    async with running_relays(server.port for server in cluster.servers) as relays:
+        behind = {relay.port for relay in relays.all}
+        async with redis.asyncio.Redis(port=relays[other.port].port, decode_responses=True) as client:
+            slots = await client.execute_command("CLUSTER SLOTS")
+            assert {node[1] for _, _, *nodes in slots for node in nodes} == behind
+            with pytest.raises(MovedError) as moved:
+                await client.get("k")
+        assert moved.value.port == relays[home.port].port
+        url = relays.renamed(cluster.url.encode()).decode()
+        assert {int(host.rpartition(":")[2]) for host in url.split(",")} == behind
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_who_has_come_through_a_relay_is_told_of_no_other_way_behind_sentinels(
+    sentinel: Sentinel, protocol: int
+) -> None:
+    watching = sentinel.sentinels[0].port
+    async with (
+        running_relays(server.port for server in sentinel.servers) as relays,
+        redis.asyncio.Redis(port=relays[watching].port, protocol=protocol, decode_responses=True) as client,
+    ):
+        primary = relays[sentinel.primary.port].port
+        assert await client.sentinel_get_master_addr_by_name(sentinel.service) == ("127.0.0.1", primary)
+        assert (await client.sentinel_masters())[sentinel.service]["port"] == primary
+        [replica] = await client.sentinel_slaves(sentinel.service)
+        assert replica["port"] == relays[sentinel.replica.port].port
 
 
 async def test_different_servers_get_different_ports() -> None:

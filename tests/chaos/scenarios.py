@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from tests.chaos.findings import Findings
 from tests.chaos.stage import Act, Pace, Stage, Topology, play
 from tests.harness import eventually, free_port
+from tests.relay import Relay
 from tests.servers import Server
 
 
@@ -143,17 +144,13 @@ async def stopped(stage: Stage) -> None:
 @scenario("single", "partition: nothing arrives")
 async def partition(stage: Stage) -> None:
     stage.relay.partition()
-    await stage.hold()
-    stage.relay.heal()
-    stage.repaired()
+    await held(stage, stage.relay)
 
 
 @scenario("single", "half-open: answers do not arrive")
 async def half_open(stage: Stage) -> None:
     stage.relay.stall()
-    await stage.hold()
-    stage.relay.heal()
-    stage.repaired()
+    await held(stage, stage.relay)
 
 
 @scenario("single", "half-open for a second")
@@ -181,10 +178,9 @@ async def flapping(stage: Stage) -> None:
 
 
 async def delayed(stage: Stage, seconds: float) -> None:
-    stage.relay.delay = seconds
-    await stage.hold()
-    stage.relay.heal()
-    stage.repaired()
+    for relay in stage.ways:
+        relay.delay = seconds
+    await held(stage, *stage.ways)
 
 
 @scenario("single", "replies 10 ms late")
@@ -214,9 +210,9 @@ async def script_flush(stage: Stage) -> None:
 
 @scenario("single", "CLIENT KILL of all links")
 async def client_kill(stage: Stage) -> None:
-    for identity, server in await stage.gateways():
+    for client, server in await stage.gateways():
         with contextlib.suppress(RedisError):  # it has gone already
-            await server.ask("CLIENT KILL", "ID", identity)
+            await server.ask("CLIENT KILL", "ID", client["id"])
 
 
 @scenario("single", "maxmemory reached (noeviction)")
@@ -270,6 +266,21 @@ async def sentinels_killed(stage: Stage) -> None:
     for sentinel in stage.sentinel.sentinels:
         sentinel.kill()
     await stage.hold()
+
+
+@scenario("sentinel", "primary partitioned from the gateways: nothing arrives")
+async def sentinel_partition(stage: Stage) -> None:
+    """The Sentinels see nothing of it."""
+    primary = await stage.sentinel.current()
+    stage.broken()
+    relay = stage.relays[primary.port]
+    relay.partition()
+    await held(stage, relay)
+
+
+@scenario("sentinel", "replies 100 ms late")
+async def sentinel_late(stage: Stage) -> None:
+    await delayed(stage, 0.1)
 
 
 # -- cluster ---------------------------------------------------------------------------------------
@@ -340,7 +351,37 @@ async def cluster_moved_at_once(stage: Stage) -> None:
     stage.repaired()
 
 
+@scenario("cluster", "one primary partitioned from the gateways: nothing arrives")
+async def cluster_partition(stage: Stage) -> None:
+    """Its cluster sees nothing of it."""
+    relay = await busy_way(stage)
+    stage.broken()
+    relay.partition()
+    await held(stage, relay)
+
+
+@scenario("cluster", "one primary half-open: answers do not arrive")
+async def cluster_half_open(stage: Stage) -> None:
+    relay = await busy_way(stage)
+    stage.broken()
+    relay.stall()
+    await held(stage, relay)
+
+
+@scenario("cluster", "replies 100 ms late")
+async def cluster_late(stage: Stage) -> None:
+    await delayed(stage, 0.1)
+
+
 # -- inside ----------------------------------------------------------------------------------------
+
+
+async def held(stage: Stage, *relays: Relay) -> None:
+    """As it is now for as long as it lasts, then well again."""
+    await stage.hold()
+    for relay in relays:
+        relay.heal()
+    stage.repaired()
 
 
 async def busy_key(stage: Stage) -> str:
@@ -350,3 +391,9 @@ async def busy_key(stage: Stage) -> str:
             if "{limit|" in key:
                 return str(key)
     raise LookupError("no limit has been counted")
+
+
+async def busy_way(stage: Stage) -> Relay:
+    """The relay in front of the primary that has it."""
+    primary = await stage.cluster.home(await busy_key(stage))
+    return stage.relays[primary.port]

@@ -21,7 +21,7 @@ from tests.chaos.findings import Findings, Marks, find
 from tests.chaos.load import PLUGINS, ROUTES, Api, Application, Load
 from tests.harness import free_port
 from tests.nodes import Node, running_node
-from tests.relay import Relay, running_relay
+from tests.relay import Relay, Relays, running_relay, running_relays
 from tests.servers import Cluster, Sentinel, Server
 
 Topology = Literal["single", "sentinel", "cluster"]
@@ -54,7 +54,14 @@ class Pace:
 
 @dataclass
 class Stage:
-    """What a scenario can act on; `server` and `relay` are those of a single server."""
+    """What a scenario can act on.
+
+    Attributes:
+        server, relay: of a single server.
+        relays: in front of the servers of a Sentinel group (the Sentinels, too) or of a cluster. The gateways go
+            through them, and nobody else.
+        more: servers that a scenario has started; they are removed in the end.
+    """
 
     topology: Topology
     pace: Pace
@@ -63,10 +70,10 @@ class Stage:
     nodes: list[Node] = field(default_factory=list)
     server: Server = None  # type: ignore[assignment]
     relay: Relay = None  # type: ignore[assignment]
+    relays: Relays = field(default_factory=lambda: Relays(()))
     sentinel: Sentinel = None  # type: ignore[assignment]
     cluster: Cluster = None  # type: ignore[assignment]
     more: list[Server] = field(default_factory=list)
-    """Servers that a scenario has started; they are removed in the end."""
 
     def broken(self) -> None:
         """It begins now."""
@@ -79,16 +86,34 @@ class Stage:
     async def hold(self) -> None:
         await asyncio.sleep(self.pace.hold)
 
-    async def gateways(self) -> list[tuple[str, Server]]:
-        """The connections of the gateways, with the server each is on: (id, server)."""
+    @property
+    def servers(self) -> list[Server]:
         group = self.sentinel or self.cluster
-        servers = group.servers if group is not None else [self.server]
+        return group.servers if group is not None else [self.server]
+
+    @property
+    def ways(self) -> list[Relay]:
+        """All relays."""
+        return self.relays.all or [self.relay]
+
+    async def gateways(self) -> list[tuple[dict[str, str], Server]]:
+        """The connections of the gateways, as CLIENT LIST shows them, with the server each is on."""
         found = []
-        for server in servers:
+        for server in self.servers:
             with contextlib.suppress(RedisError, OSError):
                 clients = await server.ask("CLIENT LIST")
-                found += [(client["id"], server) for client in clients if client["name"].startswith("gateway-")]
+                found += [(client, server) for client in clients if client["name"].startswith("gateway-")]
         return found
+
+    async def astray(self) -> list[tuple[dict[str, str], Server]]:
+        """Those of them that do not come through a relay."""
+        known = self._sources()
+        found = await self.gateways()
+        known |= self._sources()  # some come and go
+        return [(client, server) for client, server in found if int(client["addr"].rpartition(":")[2]) not in known]
+
+    def _sources(self) -> set[int]:
+        return {source for relay in self.ways for source in relay.sources}
 
 
 Act = Callable[[Stage], Awaitable[None]]
@@ -98,11 +123,11 @@ Act = Callable[[Stage], Awaitable[None]]
 async def redis_of(stage: Stage) -> AsyncIterator[tuple[str, str]]:
     """Redis, and its URLs for the gateways and for the application."""
     if stage.topology == "sentinel":
-        async with Sentinel() as stage.sentinel:
-            yield stage.sentinel.url, stage.sentinel.url
+        async with Sentinel() as stage.sentinel, _relayed(stage):
+            yield stage.relays.renamed(stage.sentinel.url.encode()).decode(), stage.sentinel.url
     elif stage.topology == "cluster":
-        async with Cluster() as stage.cluster:
-            yield stage.cluster.url, stage.cluster.url
+        async with Cluster() as stage.cluster, _relayed(stage):
+            yield stage.relays.renamed(stage.cluster.url.encode()).decode(), stage.cluster.url
     else:
         # What was acknowledged is in the file when the process is killed.
         stage.server = Server(free_port(), "--appendonly", "yes", "--repl-diskless-sync-delay", "0")
@@ -113,6 +138,12 @@ async def redis_of(stage: Stage) -> AsyncIterator[tuple[str, str]]:
         finally:
             for server in (stage.server, *stage.more):
                 server.remove()
+
+
+@contextlib.asynccontextmanager
+async def _relayed(stage: Stage) -> AsyncIterator[None]:
+    async with running_relays(server.port for server in stage.servers) as stage.relays:
+        yield
 
 
 def supported(topology: Topology) -> None:
@@ -161,6 +192,8 @@ async def play(topology: Topology, act: Act, pace: Pace, *, absent_at_start: boo
         before = [len(node.errors) for node in stage.nodes]
         await act(stage)
         await asyncio.sleep(pace.after)
+        if astray := await stage.astray():
+            raise RuntimeError(f"gateways are connected past the relays: {astray}")
         lost = await stage.load.finish()
         watching.cancel()
         stage.marks.ended = time.monotonic()

@@ -62,6 +62,16 @@ async def test_a_half_open_connection_keeps_no_revoked_token_alive() -> None:
     assert found.revoked_accepted < SILENCE * 1.25 + SLACK, found.worst
 
 
+async def test_a_primary_of_a_cluster_that_only_the_gateways_cannot_reach() -> None:
+    found = await played("cluster", "one primary partitioned from the gateways: nothing arrives")
+    harmless(found)
+    assert found.blamed == 0
+    assert found.strict_5xx > 0  # it was noticed
+    assert found.slowest < 2 * TIMEOUT + SLACK, found.worst
+    assert found.revoked_accepted < SILENCE * 1.25 + SLACK, found.worst
+    assert found.normal_after < 2.0
+
+
 async def test_a_redis_that_forgets_everything_logs_users_out_and_does_no_more_harm() -> None:
     async def act(stage: Stage) -> None:
         for forget in (script_flush, client_kill, flushall):
