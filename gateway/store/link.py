@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections import deque
 from dataclasses import dataclass
 from typing import Final, cast
@@ -25,6 +24,7 @@ import hiredis
 from redis.exceptions import RedisError as ClientError
 
 from gateway.store.answer import Answer, RedisDown, RedisError, RedisTimeout, Reply, Waiting
+from gateway.store.attempts import COMPLAINT_PAUSE_SECONDS, Attempts
 from gateway.store.handshake import Owner, check_server, handshake
 from gateway.store.prepared import pack
 from gateway.store.url import Address, tls_context
@@ -36,8 +36,6 @@ NOT_COMPLETE: Final = object()
 NO_PRIMARY: Final = frozenset({"READONLY", "MASTERDOWN", "LOADING"})
 # The first command of the handshake may wait for a server that is still loading its data.
 CONNECT_SECONDS: Final = 5.0
-# A Redis that is now slow, now not, is not told of each time.
-COMPLAINT_PAUSE_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +94,7 @@ class Link:
         # for good
         self._hurry: asyncio.Event = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._attempts = Attempts(self.name, options.backoff_base, options.backoff_max)
         self._keeper: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -219,7 +218,7 @@ class Link:
         if was_up:
             self._owner.on_state(False)
             if not self._closing:
-                logger.error("redis: link %s is down: %s", self.name, why)
+                self._attempts.lost(self._loop.time(), why)
         failure = RedisDown(f"Redis is down: {why}")
         for entry in waiting:
             if entry is not None:
@@ -244,7 +243,6 @@ class Link:
         await asyncio.sleep(0)  # lets the aborted connection end
 
     async def _keep(self, first: asyncio.Event) -> None:
-        failures = 0
         while not self._closing:
             self._lost = asyncio.Event()
             self._hurry.clear()
@@ -255,18 +253,12 @@ class Link:
             except (OSError, TimeoutError, RedisError, ClientError, ValueError) as error:
                 why = str(error) or "no answer in time"
                 self.drop(why)
-                if failures == 0:
-                    logger.error("redis: cannot connect (link %s): %s; trying again in the background", self.name, why)
-                failures += 1
-            else:
-                failures = 0
+                self._attempts.failed(self._loop.time(), why)
             first.set()
             if self.up:
                 await self._watch()
-            # Full jitter, so that a fleet does not come back in step.
-            ceiling = min(self.options.backoff_max, self.options.backoff_base * 2 ** min(failures, 16))
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(random.uniform(0, ceiling)):  # noqa: S311
+                async with asyncio.timeout(self._attempts.pause()):
                     await self._hurry.wait()
 
     def hurry(self) -> None:
@@ -289,8 +281,7 @@ class Link:
         self.connects += 1
         self.up = True
         self.why_down = ""
-        level = logging.INFO if self.connects > 1 else logging.DEBUG
-        logger.log(level, "redis: link %s is up (%s)", self.name, self.server_version)
+        self._attempts.made(self._loop.time(), self.server_version)
         self._owner.on_state(True)
 
     async def _handshake(self) -> None:
