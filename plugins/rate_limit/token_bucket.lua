@@ -14,16 +14,16 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 
-local levels, refusing = {}, {}
-for i, key in ipairs(KEYS) do
-  local rate, period, capacity = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
-  local level = capacity * period
-  local state = redis.pcall('GET', key)
+local limits, levels, refusing = #KEYS, {}, {}
+for i = 1, limits do
+  local rate, period = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1])
+  local level = ARGV[3 * i] * period
+  local state = redis.pcall('GET', KEYS[i])
   local stored, since = string.match(type(state) == 'string' and state or '', '^(%d+) (%d+)$')
   since = tonumber(since)
   -- What cannot be read, or is further ahead than a period, is garbage: SET replaces it.
   if since and since <= now + period then
-    level = math.min(level, tonumber(stored) + math.max(0, now - since) * rate)
+    level = math.min(level, stored + math.max(0, now - since) * rate)
   end
   levels[i] = level
   if level < period then
@@ -33,16 +33,16 @@ end
 
 local allowed = #refusing == 0
 local tightest, remaining, wait
-for i, key in ipairs(KEYS) do
-  local rate, period, capacity = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
+for i = 1, limits do
+  local rate, period, level = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1]), levels[i]
   if allowed then
-    levels[i] = levels[i] - period
+    level = level - period
     -- Until it is full again, when it need not be there; a second more, as Redis may reckon from an earlier time.
-    local ttl = math.ceil((capacity * period - levels[i]) / rate / 1000) + 1000
-    redis.call('SET', key, string.format('%.0f %.0f', levels[i], now), 'PX', string.format('%.0f', ttl))
+    local ttl = math.ceil((ARGV[3 * i] * period - level) / rate / 1000) + 1000
+    redis.call('SET', KEYS[i], string.format('%d %d', level, now), 'PX', ttl)
   end
-  local left = math.floor(levels[i] / period)
-  local grows = math.ceil((period - levels[i] % period) / rate)
+  local part = level % period
+  local left, grows = (level - part) / period, math.ceil((period - part) / rate)
   if not tightest or left < remaining or (left == remaining and grows > wait) then
     tightest, remaining, wait = i, left, grows
   end
