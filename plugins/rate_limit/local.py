@@ -47,8 +47,11 @@ class Meter(Protocol):
     def debt(self, now: int) -> list[int]:
         """What Redis does not know of yet, and would still count: the ages of requests, or how many."""
 
-    def settled(self) -> None:
-        """Now it does."""
+    def settled(self) -> int:
+        """Now it does; of how many more."""
+
+    def owe(self, count: int) -> None:
+        """Of so many it does not, after all."""
 
 
 class SlidingWindow:
@@ -85,8 +88,12 @@ class SlidingWindow:
         self.room(now)
         return [now - time for time in self._times[max(0, len(self._times) - self._owed) :]]
 
-    def settled(self) -> None:
-        self._owed = 0
+    def settled(self) -> int:
+        owed, self._owed = self._owed, 0
+        return owed
+
+    def owe(self, count: int) -> None:
+        self._owed += count
 
 
 class TokenBucket:
@@ -123,8 +130,12 @@ class TokenBucket:
         missing = self.limit.capacity * self.limit.period - self._level
         return [min(self._owed, -(-missing // self.limit.period))]
 
-    def settled(self) -> None:
-        self._owed = 0
+    def settled(self) -> int:
+        owed, self._owed = self._owed, 0
+        return owed
+
+    def owe(self, count: int) -> None:
+        self._owed += count
 
 
 METERS: Final[dict[Algorithm, Callable[[Limit], Meter]]] = {
@@ -181,11 +192,18 @@ class LocalLimits:
         now = self._clock()
         return [meter.debt(now) for meter in self._clients[who]]
 
-    def settled(self, who: str) -> None:
-        """Redis knows of the client's requests now."""
+    def settled(self, who: str) -> list[int]:
+        """Redis knows of the client's requests now; of how many more than before, for each limit."""
         del self.owing[who]
-        for meter in self._clients[who]:
-            meter.settled()
+        return [meter.settled() for meter in self._clients[who]]
+
+    def owe(self, who: str, counts: Sequence[int]) -> None:
+        """It does not, after all: what `settled` has told is owed again, if the client is still known."""
+        meters = self._clients.get(who)
+        if meters is not None:
+            self.owing[who] = None
+            for meter, count in zip(meters, counts, strict=True):
+                meter.owe(count)
 
     def take(self, who: str) -> list[int]:
         """Count a request, if all limits allow it; returns what the scripts return."""

@@ -1,7 +1,8 @@
 """When Redis is back it is told of what passed without it, so that going around it has gained nobody anything.
 
-Each client's debt is told once, before the next question about this client that leaves this worker, and otherwise in
-the background. A debt that is sent in the moment in which Redis goes away again may be lost: it is not sent twice.
+Each client's debt is told before the next question about this client that leaves this worker, and otherwise in the
+background. One that is sent in the moment in which Redis goes away again is told once more: then it may count twice
+until its period ends, which is better than not at all.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final
 
-from gateway.plugin import Call, Redis, Script
+from gateway.plugin import Answer, Call, Redis, RedisDown, Script
 from plugins.rate_limit.limits import Limit
 from plugins.rate_limit.local import Algorithm, LocalLimits
 
@@ -47,6 +48,7 @@ class Settling:
         self._limits = limits
         self._keys = keys
         self._task: asyncio.Task[None] | None = None
+        self._ended = False
 
     @property
     def script(self) -> Script:
@@ -54,19 +56,28 @@ class Settling:
 
     def begin(self, redis: Redis) -> None:
         """See to it that all debts are told as soon as Redis is back."""
-        if self._task is None:
+        if self._task is None and not self._ended:
             self._task = asyncio.get_running_loop().create_task(self._all(redis))
 
     async def stop(self) -> None:
+        self._ended = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     def tell(self, redis: Redis, who: str) -> bool:
         """Send what a client owes; False where nothing can be sent."""
-        if redis.call(Call(self._script, self._keys(who), self._arguments(self._local.debt(who)))).error is not None:
+        answer = redis.call(Call(self._script, self._keys(who), self._arguments(self._local.debt(who))))
+        if answer.error is not None:
             return False
-        self._local.settled(who)
+        counts = self._local.settled(who)
+
+        def told(answer: Answer) -> None:
+            if isinstance(answer.error, RedisDown):
+                self._local.owe(who, counts)
+                self.begin(redis)
+
+        answer.then(told)
         return True
 
     async def _all(self, redis: Redis) -> None:

@@ -103,6 +103,27 @@ async def test_a_client_that_comes_first_finds_its_own_requests_counted(
     assert not node.plugins["api"].local.owing  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+async def test_what_was_told_when_redis_went_away_again_is_told_once_more(
+    gateway: StartGateway, http: aiohttp.ClientSession, relay: Relay, algorithm: str
+) -> None:
+    node = await gateway(table(relay.url, "5/hour", algorithm=algorithm))
+    api: Any = node.plugins["api"]
+    relay.refuse()
+    await eventually(lambda: not node.worker.redis.up)
+    assert await hammer(http, [node], 4) == {200: 4}
+    await relay.start()
+    await eventually(lambda: node.worker.redis.up)
+    relay.partition()
+    # Told, as far as this node knows; it does not arrive.
+    await eventually(lambda: not api.local.owing)
+    relay.cut()
+    await eventually(lambda: api.local.owing)
+    relay.heal()
+    await eventually(lambda: node.worker.redis.up and not api.local.owing)
+    assert await hammer(http, [node], 4) == {200: 1, 429: 3}
+
+
 # -- the scripts --------------------------------------------------------------------------------------
 
 
