@@ -3,7 +3,7 @@
 #               against another server: make test TEST_REDIS_SERVER=/usr/bin/redis-server
 # make lint     style; make types: types; make coverage: what the tests reach
 # make bench    what a request costs (about ten minutes; needs wrk); some of it: make bench BENCH="--only pass --seconds 1"
-# make chaos    what clients notice while Redis is killed, stopped, moved, ... (about five minutes); some of it:
+# make chaos    what clients notice while Redis is killed, stopped, moved, ... (about eight minutes); some of it:
 #               make chaos CHAOS="--only sentinel,killed"
 # make lock     new requirements*.lock from pyproject.toml
 # make clean    remove what was made here
