@@ -11,12 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-from redis.sentinel import Sentinel
 
 from gateway.doctor.needs import SENTINELS, rules
-from gateway.store.clients import make_client, node_options, sentinel_options
+from gateway.store.clients import make_client, make_sentinel, make_sync_node_client
 from gateway.store.url import Kind, Place, parse
 
 FIND_SECONDS: Final = 4.0
@@ -108,8 +105,7 @@ def joined(host: str, port: int) -> str:
 
 
 def _sentinel(place: Place) -> Deployment:
-    options = {**sentinel_options(place, REPLY_SECONDS), "retry": Retry(NoBackoff(), 0)}
-    known: Any = Sentinel(place.hosts, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
+    known = make_sentinel(place, REPLY_SECONDS)
     try:
         try:
             states = _first(known.sentinels, lambda one: one.sentinel_masters())
@@ -128,7 +124,7 @@ def _sentinel(place: Place) -> Deployment:
 
 
 def _cluster(place: Place) -> Deployment:
-    clients: list[Any] = [_client(place, *host) for host in place.hosts]
+    clients: list[Any] = [make_sync_node_client(place, *host, REPLY_SECONDS) for host in place.hosts]
     try:
         # The reply leaves a server's own address out where it does not know it.
         here, table = _first(
@@ -154,13 +150,11 @@ def _address(server: list[Any], here: str) -> tuple[str, int]:
 
 
 def _deployment(place: Place, servers: Sequence[tuple[Role, tuple[str, int]]], **more: Any) -> Deployment:
-    nodes = [Node(role, joined(*where), _client(place, *where)) for role, where in servers[:MAX_NODES]]
+    nodes = [
+        Node(role, joined(*where), make_sync_node_client(place, *where, REPLY_SECONDS))
+        for role, where in servers[:MAX_NODES]
+    ]
     return Deployment(place.kind, tuple(nodes), more=max(0, len(servers) - MAX_NODES), **more)
-
-
-def _client(place: Place, host: str, port: int) -> redis.Redis:
-    options = node_options(place, REPLY_SECONDS) | {"retry": Retry(NoBackoff(), 0)}
-    return redis.Redis(host=host, port=port, **options)
 
 
 def _first(clients: Sequence[Any], ask: Callable[[Any], T]) -> T:

@@ -15,13 +15,12 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
-from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import RedisError as ClientError
 
 from gateway.store.answer import RedisDown
-from gateway.store.clients import no_retry, sentinel_options
+from gateway.store.clients import make_async_sentinel
 from gateway.store.handshake import Owner
 from gateway.store.link import Link, LinkOptions
 from gateway.store.prepared import Call, Gets, Read
@@ -43,8 +42,7 @@ class Sentinels:
 
     def __init__(self, place: Place) -> None:
         self._service = place.service
-        options = sentinel_options(place, SENTINEL_SECONDS) | {"retry": no_retry()}
-        self._sentinel: Any = cast(Any, Sentinel)(place.hosts, sentinel_kwargs=options)
+        self._sentinel = make_async_sentinel(place, SENTINEL_SECONDS)
         self._asking: dict[str, asyncio.Task[Any]] = {}
 
     async def primary(self) -> Address:

@@ -7,7 +7,8 @@
 
 `rediss` instead of `redis` speaks TLS. Behind `?` may stand `username`, `password`, `db`; with TLS redis-py's
 `ssl_ca_certs`, `ssl_ca_path`, `ssl_certfile`, `ssl_keyfile`, `ssl_password`, `ssl_cert_reqs`, `ssl_check_hostname`, and
-`ssl_server_name`; for Sentinels `sentinel_username`, `sentinel_password` (their own) and `sentinel_ssl`.
+`ssl_server_name`: the one name in the certificates of all servers, and of the Sentinels, where that is not their host.
+For Sentinels `sentinel_username`, `sentinel_password` (their own) and `sentinel_ssl`.
 
 No message repeats what the URL has: it may be a password.
 """
@@ -91,7 +92,7 @@ class Place:
         hosts: the server, the Sentinels, or nodes of the cluster; none for a socket.
         path: of the socket.
         tls: None without TLS; else what redis-py's connections take, by the same names.
-        server_name: whom the certificate must name, where that is not the host.
+        server_name: whom the certificate of each server, and of each Sentinel, must name; empty for its host.
         service: what the Sentinels call the primary.
         sentinel: user and password of the Sentinels themselves.
         sentinel_tls: the same as `tls`, for the Sentinels.
@@ -146,9 +147,6 @@ def parse(url: str) -> Place:
     if options["username"] and not options["password"]:
         raise ValueError("a user without a password: expected user:password@ before the host, or :password@ alone")
     tls = {key: value for key, value in options.items() if key in TLS and key != "ssl_server_name"} if secure else None
-    server_name = options.get("ssl_server_name", "")
-    if server_name and kind != "single":
-        raise ValueError("ssl_server_name is for one server: those of a cluster or behind Sentinels have their own")
     return Place(
         kind,
         _hosts(hosts, kind),
@@ -156,10 +154,10 @@ def parse(url: str) -> Place:
         password=options["password"],
         db=_database(kind, unquote(parts.path), options),
         tls=tls,
-        server_name=server_name,
+        server_name=options.get("ssl_server_name", ""),
         service=_service(unquote(parts.path)) if kind == "sentinel" else "",
         sentinel={key: options[f"sentinel_{key}"] for key in ("username", "password") if f"sentinel_{key}" in options},
-        sentinel_tls=tls if options.get("sentinel_ssl", secure) else None,
+        sentinel_tls=(tls or {}) if options.get("sentinel_ssl", secure) else None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,9 +63,13 @@ async def test_tls(tls: Callable[..., Awaitable[TlsServer]]) -> None:
     await both_work(f"{server.url}&ssl_server_name=redis.internal")
 
 
-@pytest.mark.parametrize("scheme", ["redis", "redis+cluster", "redis+sentinel"])
-async def test_what_is_away_is_a_redis_error(scheme: str) -> None:
-    url = f"{scheme}://127.0.0.1:{free_port()}" + ("/main" if scheme.endswith("sentinel") else "")
+@pytest.mark.parametrize("secure", [True, False])
+@pytest.mark.parametrize("kind", ["", "+cluster", "+sentinel"])
+async def test_what_is_away_is_a_redis_error(kind: str, secure: bool, tmp_path: Path) -> None:
+    service, scheme = "/main" if kind == "+sentinel" else "", "rediss" if secure else "redis"
+    url = f"{scheme}{kind}://127.0.0.1:{free_port()}{service}"
+    if secure:
+        url += f"?ssl_ca_path={tmp_path}&ssl_password=hunter2&ssl_cert_reqs=required&ssl_server_name=redis.internal"
 
     def sync() -> None:
         make_client(url, 1.0, "test").ping()

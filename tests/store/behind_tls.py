@@ -1,0 +1,155 @@
+"""Sentinels and clusters that clients reach by TLS only, at the addresses that they tell.
+
+What ends TLS stands on the port that everybody knows, where plain text passes too: for the servers among themselves,
+which may have no TLS, and for the tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+from urllib.parse import quote
+
+from tests.certificates import Authority
+from tests.relay import running_relay
+from tests.servers import Cluster, Group, Sentinel, SentinelProcess, Server, free_ports, tls_binary
+
+HANDSHAKE = b"\x16"
+"""A TLS connection begins with it (RFC 8446, section 5.1); no command of Redis does."""
+
+
+class Fork:
+    """Takes connections: to one port those that begin TLS, to another one those that do not."""
+
+    def __init__(self, port: int, tls: int, plain: int) -> None:
+        self.port = port
+        self.secured = 0
+        self._tls = tls
+        self._plain = plain
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        try:
+            yield
+        finally:
+            server.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers = [writer]
+        try:
+            first = await reader.read(1)
+            self.secured += first == HANDSHAKE
+            there, to = await asyncio.open_connection("127.0.0.1", self._tls if first == HANDSHAKE else self._plain)
+            writers.append(to)
+            to.write(first)
+            pumps = [asyncio.ensure_future(self._pump(*pair)) for pair in ((reader, to), (there, writer))]
+            try:
+                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for pump in pumps:
+                    pump.cancel()
+                await asyncio.gather(*pumps, return_exceptions=True)
+        except OSError:
+            pass  # nobody there: the client sees that it is closed
+        finally:
+            for one in writers:
+                one.transport.abort()
+
+    @staticmethod
+    async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while piece := await reader.read(65536):
+            writer.write(piece)
+            await writer.drain()
+
+
+class Behind:
+    """A group behind TLS.
+
+    Attributes:
+        group: what it is without; its servers' ports are the forks'.
+        forks: by server.
+    """
+
+    def __init__(self, group: Sentinel | Cluster, authority: Authority) -> None:
+        self.group = group
+        self.authority = authority
+        self.forks: dict[Server, Fork] = {}
+
+    def url(self, name: str = "") -> str:
+        """With the authority, and if it is given the name that certificates are to have."""
+        more = f"&ssl_server_name={name}" if name else ""
+        return f"{self.group.url.replace('redis+', 'rediss+')}?ssl_ca_certs={quote(str(self.authority.path))}{more}"
+
+    @property
+    def secured(self) -> set[Server]:
+        """Those that somebody has come to by TLS."""
+        return {server for server, fork in self.forks.items() if fork.secured}
+
+
+@contextlib.asynccontextmanager
+async def behind_tls(group: Sentinel | Cluster, folder: Path, name: str, *, own: bool) -> AsyncIterator[Behind]:
+    """Start a group whose certificates all have one name.
+
+    Args:
+        own: the servers speak TLS themselves, if this machine has such a Redis. Else relays end it.
+
+    Raises:
+        LookupError: it has none.
+    """
+    binary = tls_binary()
+    if own and binary is None:
+        raise LookupError("no redis-server with TLS on this machine (TEST_REDIS_SERVER names one)")
+    authority = Authority(folder)
+    certificate = authority.issue(name)
+    found = Behind(group, authority)
+    async with contextlib.AsyncExitStack() as stack:
+        if own:
+            stack.enter_context(mock.patch.dict(os.environ, TEST_REDIS_SERVER=str(binary)))
+        for server in group.servers:
+            plain, tls = free_ports(2)
+            words = {"port": plain}
+            if own:
+                files = {"ca-cert": authority.path, "cert": certificate.path, "key": certificate.key}
+                words |= {"tls-port": tls, "tls-auth-clients": "no"}
+                words |= {f"tls-{option}-file": path for option, path in files.items()}
+            else:
+                tls = (
+                    await stack.enter_async_context(running_relay(plain, authority.server_context(certificate)))
+                ).port
+            configure(server, words | announced(group, server))
+            fork = found.forks[server] = Fork(server.port, tls, plain)
+            await stack.enter_async_context(fork.running())
+        await stack.enter_async_context(group)
+        yield found
+
+
+def announced(group: Group, server: Server) -> dict[str, int]:
+    """What has a server tell others the port on which all reach it."""
+    if isinstance(server, SentinelProcess):
+        return {}
+    if isinstance(group, Sentinel):
+        return {"replica-announce-port": server.port}
+    return {"cluster-announce-port": server.port, "cluster-announce-tls-port": server.port}
+
+
+def configure(server: Server, words: Mapping[str, Any]) -> None:
+    """Options that count instead of those that it has."""
+    if isinstance(server, SentinelProcess):
+        server._configuration = [*server._configuration, *[f"{name} {value}" for name, value in words.items()]]
+    else:
+        server.arguments += tuple(word for name, value in words.items() for word in (f"--{name}", str(value)))
