@@ -68,7 +68,8 @@ def doctor(
         needed = needs.needed(plugins, place, mirror=where.mirror.max_bytes > 0, replicas=replicas)
         templates = needs.key_templates(plugins, where.prefix)
         if acl:
-            typer.echo(acl_of(needed, [f"{where.prefix}:{{id}}", *templates], user or "gateway"))
+            more = needs.operating(place)
+            typer.echo(acl_of(needed, more, [f"{where.prefix}:{{id}}", *templates], user or "gateway"))
             if place.kind != "single":
                 # Not among the commands, which may go to redis-cli as they are.
                 typer.echo(f"# {NOT_COPIED[place.kind]}", err=True)
@@ -97,10 +98,10 @@ def doctor(
         raise typer.Exit(FAILED)
 
 
-def acl_of(needed: Sequence[Words], templates: Sequence[str], user: str) -> str:
-    """What makes a user with the rights of a gateway, as two commands: what it needs, and what this command asks."""
+def acl_of(needed: Sequence[Words], operating: Sequence[Words], templates: Sequence[str], user: str) -> str:
+    """What makes a user with the rights of a gateway, as two commands: what workers need, and what operators ask."""
     patterns = [template.replace("{id}", "*") for template in templates]
-    more = [words for words in needs.DOCTOR if words not in needed]
+    more = [words for words in operating if words not in needed]
     return (
         f"ACL SETUSER {user} on >PASSWORD resetkeys resetchannels -@all {needs.rules(needed, patterns)}\n"
         f"ACL SETUSER {user} {needs.rules(more)}"

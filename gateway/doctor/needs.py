@@ -46,7 +46,7 @@ CORE: Final[Mapping[Words, Words]] = {**LINKS, **MIRROR, **DATABASE, **CLUSTER, 
 SENTINELS: Final[tuple[Words, ...]] = (("sentinel", "masters"), ("sentinel", "slaves"))
 """What Sentinels are asked: by their own user, who is another than the servers'."""
 
-DOCTOR: Final[tuple[Words, ...]] = (
+OPERATING: Final[tuple[Words, ...]] = (
     ("info",),
     ("config", "get"),
     ("slowlog", "get"),
@@ -54,11 +54,26 @@ DOCTOR: Final[tuple[Words, ...]] = (
     ("time",),
     ("dbsize",),
     ("scan",),
-    ("pttl",),
     ("memory", "usage"),
     ("multi",),
+    ("client", "setname"),
+    ("get",),
+    ("getrange",),
+    ("exists",),
+    ("eval",),
+    ("hgetall",),
+    ("hmget",),
+    ("pttl",),
+    ("set",),
+    ("unlink",),
+    ("zcard",),
+    ("zrange",),
+    ("zrem",),
+    ("zrevrange",),
 )
-"""What `gateway doctor` asks besides."""
+"""What `gateway doctor`, the other commands and the admin listener ask besides."""
+CLUSTER_OPERATING: Final[tuple[Words, ...]] = (("command",),)
+"""And in a cluster, where their client must know which words of a command are keys."""
 
 ASKS: Final = frozenset({"ask", "tell", "read", "Read"})
 _CALLED: Final = re.compile(rb"""redis\.p?call\(\s*['"](\w+)['"]""")
@@ -96,6 +111,11 @@ def needed(plugins: Sequence[Plugin], place: Place, *, mirror: bool = True, repl
     for module in _modules(plugins):
         found |= set(_asked(module))
     return sorted(found)
+
+
+def operating(place: Place) -> list[Words]:
+    """All commands that an operator has sent: by `gateway doctor`, the plugins' commands, the admin listener."""
+    return [*OPERATING, *(CLUSTER_OPERATING if place.kind == "cluster" else ())]
 
 
 def commands_of(scripts: Iterable[Script]) -> set[Words]:

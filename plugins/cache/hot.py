@@ -45,8 +45,8 @@ def shown(asked: Asked) -> str:
 
 
 def names_of(ranking: bytes) -> bytes:
-    """The key of what a ranking's digests stand for, in the same slot."""
-    return b"{%b}:names" % ranking
+    """The key of what a ranking's digests stand for: below the same prefix, and in the same slot."""
+    return b"%b:names:{%b}" % (ranking, ranking)
 
 
 class Sketch:

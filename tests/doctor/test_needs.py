@@ -23,9 +23,10 @@ from gateway.doctor.nodes import find
 from gateway.fleet import BEAT
 from gateway.loader import built_in_names, load_plugins, make_plugins
 from gateway.plugin import Plugin
-from gateway.store.url import Place
+from gateway.store.url import Kind, Place
 from tests.conftest import StartGateway
-from tests.harness import Gateway, UpstreamServer, eventually
+from tests.harness import Gateway, UpstreamServer, Valkey, eventually
+from tests.plugins.cache.console import command, write_config
 from tests.servers import Cluster, Sentinel, Server, userinfo
 
 ROOT = Path(__file__).parents[2]
@@ -173,6 +174,35 @@ async def test_nor_behind_sentinels(
         deployment.close()
 
 
+@pytest.mark.parametrize("kind", ["single", "cluster"])
+async def test_nor_does_who_operates_it(
+    kind: Kind, tmp_path: Path, own_valkey: Valkey, cluster: Cluster, gateway: StartGateway, http: aiohttp.ClientSession
+) -> None:
+    """All commands, with the second line of `gateway doctor --acl` too."""
+    place = Place(kind)
+    rules = needs.rules([*needs.needed(built_in(), place), *needs.operating(place)], ["gateway:*"])
+    one = Server(own_valkey.port)
+    servers = [one] if kind == "single" else cluster.servers
+    url = (one if kind == "single" else cluster).url.replace("://", f"://{userinfo(USER, PASSWORD)}")
+    config = write_config(tmp_path, url, "http://127.0.0.1:1")
+    async with users(servers, rules):
+        node = await gateway({"redis": {"url": url}, "plugins": PLUGINS})
+        home = one if kind == "single" else await cluster.home(SESSION)
+        await home.ask("HSET", SESSION, *[word for pair in ada().items() for word in pair])
+        await home.ask("EXPIRE", SESSION, 600)
+        await works(node, http)
+        asked = ["cache stats", "cache hot", "cache explain http://a.test/", "cache purge --tag one"]
+        asked += ["session list ada", "session show ada", "session revoke ada", "session revoke --user ada"]
+        asked += ["token revoke abc --ttl 10", "token status abc", "doctor"]
+        for words in asked:
+            done = await command(config, *words.split(), group=())
+            assert done.code == 0 or words == "doctor", (words, done)
+        # It is the first of its ways to learn what a user may.
+        assert {entry["object"] for entry in await refusals(servers)} <= {"acl|dryrun"}
+        sent = set().union(*[names_of(await server.ask("INFO", "commandstats")) for server in servers])
+        assert {needs.rule(words) for words in needs.operating(place)} <= sent
+
+
 # -- what a gateway does, and what Redis saw of it -----------------------------------------------------
 
 USER, PASSWORD = "gate:way", "s3/cr@t:#?%"
@@ -219,6 +249,8 @@ async def works(node: Gateway, http: aiohttp.ClientSession) -> None:
         async with http.request(method, node.url + path, headers={**headers, **more}) as response:
             assert response.status == 200, (method, path, await response.text())
             await response.read()
+    cache: Any = node.plugins["cache"]
+    await cache._hot.report(cache._redis)
 
 
 @contextlib.asynccontextmanager
