@@ -1,4 +1,4 @@
-"""One Redis connection: all commands of a loop tick leave in one write, replies come back in their order.
+"""One Redis connection: the commands of a loop tick leave together, replies come back in their order.
 
 rules
 1. The order of replies and pushes on the wire is the mirror's proof of truth: nothing here reorders them.
@@ -36,6 +36,8 @@ NOT_COMPLETE: Final = object()
 NO_PRIMARY: Final = frozenset({"READONLY", "MASTERDOWN", "LOADING"})
 # The first command of the handshake may wait for a server that is still loading its data.
 CONNECT_SECONDS: Final = 5.0
+# Of a tick with more commands than this, so many leave at once: Redis begins with them while the rest is being made.
+AHEAD: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +128,11 @@ class Link:
 
     def put(self, packed: bytes, entry: Waiting | None) -> None:
         """Queue one packed command; the caller has looked at `open`, and calls `flush` this tick."""
-        self._outbox.append(packed)
+        outbox = self._outbox
+        outbox.append(packed)
         self._waiting.append(entry)
+        if len(outbox) == AHEAD:
+            self.flush()
 
     def flush(self) -> None:
         """Write all that was put since the last flush, at once."""

@@ -14,13 +14,17 @@ from tests.harness import Valkey, eventually, free_port
 from tests.store.conftest import MakeStore
 
 
-async def test_the_questions_of_one_tick_leave_in_one_write(make: MakeStore, redis_url: str) -> None:
+@pytest.mark.parametrize(("count", "writes"), [(20, 1), (32, 1), (33, 2), (100, 4)])
+async def test_the_questions_of_one_tick_leave_together(
+    make: MakeStore, redis_url: str, count: int, writes: int
+) -> None:
+    """In one write; of many, so many at once that Redis does not wait for the last."""
     store = await make(redis_url)
     main = store.links[0]
-    writes = main.writes
-    answers = [store.ask("SET", f"k{i}", i) for i in range(100)]
-    assert await asyncio.gather(*answers) == [b"OK"] * 100
-    assert main.writes == writes + 1
+    before = main.writes
+    answers = [store.ask("SET", f"k{i}", i) for i in range(count)]
+    assert await asyncio.gather(*answers) == [b"OK"] * count
+    assert main.writes == before + writes
 
 
 async def test_replies_reach_their_askers_though_some_gave_up(make: MakeStore, redis_url: str) -> None:
