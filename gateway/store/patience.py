@@ -14,8 +14,10 @@ import asyncio
 from collections.abc import Generator
 from contextvars import ContextVar
 from typing import Any, Final
+from weakref import ref
 
-_CURRENT: Final[ContextVar[tuple[Patience, asyncio.Task[Any] | None] | None]] = ContextVar("patience", default=None)
+# Weak: the task holds its context, and would be held by it until the collector comes by, with all that it has fetched.
+_CURRENT: Final[ContextVar[tuple[Patience, ref[asyncio.Task[Any]]] | None]] = ContextVar("patience", default=None)
 
 
 class Patience:
@@ -45,14 +47,14 @@ class Patience:
 
 def have_patience(seconds: float) -> None:
     """From now on the current task waits for Redis no longer than this, all in all."""
-    _CURRENT.set((Patience(seconds), asyncio.current_task()))
+    _belongs(Patience(seconds))
 
 
 def share_patience() -> None:
     """The current task has the patience of the one that started it, and both use it up."""
     current = _CURRENT.get()
     if current is not None:
-        _CURRENT.set((current[0], asyncio.current_task()))
+        _belongs(current[0])
 
 
 def end_patience() -> None:
@@ -63,7 +65,12 @@ def end_patience() -> None:
 def patience() -> Patience | None:
     """The current task's; None: it is in no hurry."""
     current = _CURRENT.get()
-    return current[0] if current is not None and current[1] is asyncio.current_task() else None
+    return current[0] if current is not None and current[1]() is asyncio.current_task() else None
+
+
+def _belongs(patience: Patience) -> None:
+    task = asyncio.current_task()
+    _CURRENT.set(None if task is None else (patience, ref(task)))
 
 
 def finish(future: asyncio.Future[None]) -> None:
