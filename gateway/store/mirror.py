@@ -36,9 +36,9 @@ PLAIN: Final = frozenset({type(None), bytes, int})
 SMALL_SHARE: Final = 0.1
 PROVEN: Final = 3
 
-# Sizes are rounded up to these: entries share the number's object, which would take 32 bytes in each.
+# Sizes are rounded up to these: entries of one size share what tells it, see `_Weight`.
 SIZE_STEP: Final = 64
-SIZES: Final = tuple(range(0, 16 << 10, SIZE_STEP))
+LARGEST: Final = 16 << 10
 
 # A remembered name takes 8 bytes, and there is place for one per KiB of the bound: 1/128 of it, not counted in `bytes`.
 BYTES_PER_NAME: Final = 1024
@@ -55,20 +55,35 @@ FREED_AT_ONCE: Final = 16
 MAX_LOST: Final = 16
 
 
+class _Weight:
+    """How many bytes an entry counts for, and in which queue. Those that are alike in both share one: two references
+    would take an entry over a step of the allocator, 16 bytes.
+    """
+
+    __slots__ = ("queue", "size")
+
+    def __init__(self, queue: _Queue, size: int) -> None:
+        self.queue = queue
+        self.size = size
+
+
 class _Kept(Known):
     """An answer and its place in a queue. The queue is a linked ring: what is withdrawn leaves from the middle.
 
     It is the answer itself, and not something that holds it: there may be hundreds of thousands.
     """
 
-    __slots__ = ("key", "newer", "older", "queue", "reads", "size")
+    __slots__ = ("key", "newer", "older", "reads", "weight")
 
     key: bytes
-    size: int
     reads: int
-    queue: _Queue
+    weight: _Weight
     older: _Kept
     newer: _Kept
+
+    @property
+    def size(self) -> int:
+        return self.weight.size
 
     def unlink(self) -> None:
         older, newer = self.older, self.newer
@@ -76,27 +91,34 @@ class _Kept(Known):
         newer.older = older
         # Whoever still has the answer is not to hold its neighbours, and theirs.
         del self.older, self.newer
-        self.queue.bytes -= self.size
+        weight = self.weight
+        weight.queue.bytes -= weight.size
 
 
 class _Queue:
     """First in, first out. `end` stands between the newest and the oldest."""
 
-    __slots__ = ("bytes", "end")
+    __slots__ = ("_weights", "bytes", "end")
 
     def __init__(self) -> None:
         self.bytes = 0
+        self._weights: dict[int, _Weight] = {}
         self.end = _Kept(None)
         self.end.older = self.end.newer = self.end
 
-    def append(self, entry: _Kept) -> None:
+    def append(self, entry: _Kept, size: int) -> None:
         end = self.end
         newest = end.older
-        entry.queue = self
+        weight = self._weights.get(size)
+        if weight is None:
+            weight = _Weight(self, size)
+            if size < LARGEST:
+                self._weights[size] = weight
+        entry.weight = weight
         entry.older = newest
         entry.newer = end
         newest.newer = end.older = entry
-        self.bytes += entry.size
+        self.bytes += size
 
 
 class Mirror:
@@ -156,10 +178,9 @@ class Mirror:
             return
         self._entries[key] = entry = _Kept(value)
         entry.key = key
-        entry.size = size
         entry.reads = 0
         queue = self._main if self._remembers(key) else self._small
-        queue.append(entry)
+        queue.append(entry, size)
         self.bytes += size
 
     def drop(self, key: bytes) -> None:
@@ -268,7 +289,7 @@ class Mirror:
             entry.unlink()
             if entry.reads == PROVEN and mercy:
                 entry.reads = 0
-                main.append(entry)
+                main.append(entry, entry.size)
                 return
             self._remember(entry.key)
         else:
@@ -276,7 +297,7 @@ class Mirror:
             entry.unlink()
             if entry.reads and mercy:
                 entry.reads -= 1
-                main.append(entry)
+                main.append(entry, entry.size)
                 return
         del self._entries[entry.key]
         self.bytes -= entry.size
@@ -310,5 +331,5 @@ def taken(key: bytes, value: Any, size: int) -> int:
     size += len(key) + ENTRY_OVERHEAD
     if type(value) not in PLAIN:
         size += OBJECT_OVERHEAD
-    step = -(-size // SIZE_STEP)
-    return SIZES[step] if step < len(SIZES) else size
+    rounded = -(-size // SIZE_STEP) * SIZE_STEP
+    return rounded if rounded < LARGEST else size

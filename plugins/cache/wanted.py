@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from gateway.plugin import All, Answer, Gets, Read
@@ -25,7 +26,7 @@ class Wanted:
 
     def __init__(self, place: bytes, generations: Sequence[bytes]) -> None:
         self.entry = Read("GET", place, parse=decode, bulk=True, anywhere=True)
-        self.generations = [Read("GET", name, parse=parse_generation) for name in generations]
+        self.generations = tuple([_generation(name) for name in generations])
         self._gets: Gets | None = None
 
     @property
@@ -65,6 +66,12 @@ class Found(All):
     def __init__(self, answers: Sequence[Answer], state: int) -> None:
         self.state = state
         super().__init__(answers)
+
+
+@lru_cache(1024)
+def _generation(name: bytes) -> Read:
+    """Asks for a generation. Those of everything and of routes are wanted with each answer: they share one object."""
+    return Read("GET", name, parse=parse_generation)
 
 
 def parse_generation(value: Any) -> bytes | None:
