@@ -22,7 +22,7 @@ from gateway import demo
 from gateway.config import FILE_NAME, Config, ConfigError, Overrides, RedisTable, RouteTable, redact
 from gateway.console import settings
 from gateway.doctor.command import doctor
-from gateway.loader import built_in_modules, load_all
+from gateway.loader import built_in_parts, load_all
 from gateway.plugin import Plugin
 from gateway.schema import json_schema
 from gateway.store.embedded import running_url, state_folder
@@ -67,9 +67,9 @@ AdminOption = Annotated[str | None, typer.Option("--admin", metavar="HOST:PORT",
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. Exit codes: 0 done, 1 it failed, 2 the configuration or the command line is wrong."""
     mounted = [group.typer_instance for group in app.registered_groups]
-    for name, module in built_in_modules().items():
-        commands = getattr(module, "commands", None)
-        if isinstance(commands, typer.Typer) and commands not in mounted:
+    for name, module in built_in_parts("commands").items():
+        commands = module.commands
+        if commands not in mounted:
             app.add_typer(commands, name=str(commands.info.name or name))
             for word, command in getattr(module, "shortcuts", {}).items():
                 app.command(word)(command)

@@ -1,6 +1,7 @@
 """What a plugin's commands and admin routes need: the configuration, Redis as it says, and a place to print.
 
-A plugin's module or package has its commands in the attribute `commands`, a `typer.Typer`:
+A plugin's package has its commands in the module `commands`, which has a `typer.Typer` of the same name. Workers do not
+import it.
 
     @commands.command()
     def show(name: str) -> None:

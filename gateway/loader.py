@@ -52,6 +52,18 @@ def built_in_modules() -> dict[str, ModuleType]:
     return {name: importlib.import_module(f"{BUILT_IN}.{name}") for name in built_in_names()}
 
 
+def built_in_parts(part: str) -> dict[str, ModuleType]:
+    """The module of this name in each built-in plugin's package that has one, by the plugin's name. It is there for
+    operators: workers do without it, and without what it imports.
+    """
+    packages = {name: module for name, module in built_in_modules().items() if hasattr(module, "__path__")}
+    return {
+        name: importlib.import_module(f"{package.__name__}.{part}")
+        for name, package in packages.items()
+        if any(module.name == part for module in pkgutil.iter_modules(package.__path__))
+    }
+
+
 def built_in_classes() -> dict[str, type[Plugin]]:
     """The built-in plugins by name."""
     return {name: only_plugin_in(module) for name, module in built_in_modules().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from gateway.config import Config, ConfigError
-from gateway.loader import built_in_classes, built_in_names, find, load_all, load_plugins
+from gateway.loader import built_in_classes, built_in_names, built_in_parts, find, load_all, load_plugins
 from gateway.plugin import Plugin
 from tests.conftest import StartGateway
 from tests.harness import eventually
@@ -202,6 +203,26 @@ def test_every_built_in_module_has_one_plugin() -> None:
     assert list(classes) == built_in_names()
     assert {"rate_limit", "session", "token_blacklist", "request_id", "headers"} <= set(classes)
     assert all(issubclass(plugin, Plugin) for plugin in classes.values())
+
+
+def test_a_worker_does_without_what_is_for_operators() -> None:
+    """Commands, admin routes and what prints them would take 3 MiB of each worker."""
+    program = """
+        import sys
+        import gateway.worker_main
+        from gateway.loader import built_in_classes
+        built_in_classes()
+        print(*sys.modules)
+    """
+    shown = subprocess.run([sys.executable, "-c", dedent(program)], capture_output=True, check=True, text=True).stdout
+    imported = set(shown.split())
+    assert {"plugins.cache.plugin", "plugins.session.plugin", "plugins.token_blacklist.plugin"} <= imported
+    assert imported.isdisjoint({"typer", "rich", "gateway.console", "gateway.admin.context", "plugins.cache.commands"})
+
+
+def test_operators_get_what_plugins_have_for_them() -> None:
+    assert {"cache", "session", "token_blacklist"} <= set(built_in_parts("commands"))
+    assert list(built_in_parts("admin")) == ["cache"]
 
 
 def test_two_configurations_may_have_modules_of_one_name(tmp_path: Path) -> None:

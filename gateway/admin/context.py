@@ -28,9 +28,6 @@ from gateway.worker import Worker
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-# Workers load the plugins' commands and routes too, and with them this module: what only an operator's question needs
-# is imported where it is asked.
-
 FRAMING: Final = {"content-length", "transfer-encoding"}
 PROXY: Final = ("forwarded", "x-forwarded")
 NO_REDIS: Final = "redis://127.0.0.1:1"

@@ -17,7 +17,7 @@ from gateway.admin.context import Context, client
 from gateway.admin.guard import NOT_STORED, problem
 from gateway.admin.routes import AdminRoutes, Change, Document, Reading
 from gateway.config import ConfigError, RedisTable
-from gateway.loader import built_in_modules
+from gateway.loader import built_in_parts
 from gateway.store.embedded import running_url
 
 logger = logging.getLogger("gateway.admin")
@@ -73,9 +73,8 @@ class RedisClient:
 
 
 def plugin_routes() -> Iterable[AdminRoutes]:
-    """What the built-in plugins' modules export as `admin`."""
-    found = (getattr(module, "admin", None) for module in built_in_modules().values())
-    return [routes for routes in found if isinstance(routes, AdminRoutes)]
+    """What the built-in plugins' modules `admin` have."""
+    return [module.admin for module in built_in_parts("admin").values()]
 
 
 def mount(app: web.Application, context: Callable[[], Awaitable[Context]]) -> None:

@@ -59,8 +59,6 @@ admin.py      these and purging on the admin listener
 commands/     the same as `gateway cache ...`, and warming
 """
 
-from plugins.cache.admin import admin
-from plugins.cache.commands import commands, shortcuts
 from plugins.cache.plugin import Cache
 
-__all__ = ["Cache", "admin", "commands", "shortcuts"]
+__all__ = ["Cache"]

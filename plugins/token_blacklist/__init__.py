@@ -1,6 +1,5 @@
 """Revoked bearer tokens: `[plugins.token_blacklist]` and `gateway token ...`."""
 
-from plugins.token_blacklist.commands import commands
 from plugins.token_blacklist.plugin import TokenBlacklist
 
-__all__ = ["TokenBlacklist", "commands"]
+__all__ = ["TokenBlacklist"]

@@ -21,9 +21,9 @@ from gateway.console import settings
 from gateway.plugin import Known, Request
 from gateway.store import Redis
 from gateway.store.link import LinkOptions
-from plugins.session import Layout, Session, commands, create_session, create_session_async
+from plugins.session import Layout, Session, create_session, create_session_async
 from plugins.session import sessions as module
-from plugins.session.commands import revoke_session, revoke_user, shown, span
+from plugins.session.commands import commands, revoke_session, revoke_user, shown, span
 from plugins.session.sessions import CREATE, TOUCH, format_time, index_args, parse_time
 from tests.harness import eventually
 

@@ -23,9 +23,9 @@ from gateway.plugin import Request, users_of
 from gateway.store import Redis
 from gateway.store.link import LinkOptions
 from plugins.session import create_session_async
-from plugins.token_blacklist import TokenBlacklist, commands
+from plugins.token_blacklist import TokenBlacklist
 from plugins.token_blacklist import plugin as module
-from plugins.token_blacklist.commands import AlreadyExpired, Place, revoke_token, status_of
+from plugins.token_blacklist.commands import AlreadyExpired, Place, commands, revoke_token, status_of
 from plugins.token_blacklist.tokens import Malformed, NotValid, bearer_of, claims_of, id_of, time_in
 from tests.harness import eventually
 

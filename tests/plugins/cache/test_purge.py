@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from gateway.console import settings
-from plugins.cache import commands
+from plugins.cache.commands import commands
 from plugins.cache.keys import of_url
 from plugins.cache.purge import MAX_NAMED, Purge, parse_url
 from tests.conftest import StartGateway
