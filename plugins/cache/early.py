@@ -8,7 +8,7 @@ draws a long time; what nobody reads is not refreshed.
 
 from __future__ import annotations
 
-from math import log
+from math import floor, log
 from typing import Final
 
 CUT: Final = 30.0
@@ -30,7 +30,10 @@ def window(received: float, expires: float, cost: float, beta: float) -> float:
         cost: seconds that its fetch took.
         beta: how many times that cost the mean draw is; 0: never refresh early.
     """
-    begins = expires - CUT * beta * max(cost, MIN_COST)
+    if not beta:
+        return expires
+    # A whole second: a draw more changes nothing, and answers that end in the same second share the number.
+    begins = float(floor(expires - CUT * beta * max(cost, MIN_COST)))
     return min(expires, max(begins, (received + expires) / 2))
 
 

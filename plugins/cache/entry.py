@@ -250,7 +250,11 @@ def _entry(data: bytes, payload: memoryview) -> Entry:
         flags,
         cost,
         born,
-        *times,
+        refresh_from,
+        expires,
+        stale_until,
+        error_until,
+        kept_until,
         generations,
         hard,
         first,
@@ -277,12 +281,19 @@ def _entry(data: bytes, payload: memoryview) -> Entry:
         start += size
     reason, prior, names, vary, tags, head = pieces
     # A worker keeps very many of these: what is the same shares one object.
-    cost = _same(cost)
-    expires = times[1]
-    refresh_from, _, stale_until, error_until, kept_until = [expires if time == expires else time for time in times]
+    plan = Plan(
+        born,
+        expires if refresh_from == expires else _same(refresh_from),
+        expires,
+        expires if stale_until == expires else stale_until,
+        expires if error_until == expires else error_until,
+        expires if kept_until == expires else kept_until,
+        bool(flags & STRICT),
+        _texts(vary),
+    )
     return Entry(
         status,
-        Plan(born, refresh_from, expires, stale_until, error_until, kept_until, bool(flags & STRICT), _texts(vary)),
+        plan,
         head,
         _names(names),
         data[start:],
@@ -293,15 +304,15 @@ def _entry(data: bytes, payload: memoryview) -> Entry:
         hard=None if hard == generations else hard,
         coding=_CODINGS[flags & GZIP],
         part=(first, last, None if complete == UNKNOWN_LENGTH else complete) if flags & PART else None,
-        cost=cost,
+        cost=_same(cost),
         common=bool(flags & COMMON),
     )
 
 
 @lru_cache(1024)
-def _same(cost: float) -> float:
-    """An equal number. Entries with whole milliseconds share the objects."""
-    return cost
+def _same(seconds: float) -> float:
+    """An equal number. Those with whole milliseconds, or seconds, share the objects."""
+    return seconds
 
 
 def _reason(data: bytes) -> str:

@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugins.cache.early import CUT, MIN_COST, due, window
+from plugins.cache.entry import Entry, decode, encode
+from plugins.cache.policy import Plan
 from tests.conftest import StartGateway
 from tests.harness import UpstreamServer, eventually
 from tests.plugins.cache.conftest import Client, Clock
@@ -32,6 +34,16 @@ def test_the_window_lies_in_the_second_half_of_the_life(life: float, cost: float
 @given(life=spans, cost=spans)
 def test_without_beta_there_is_no_window(life: float, cost: float) -> None:
     assert window(NOW, NOW + life, cost, 0) == NOW + life
+
+
+def test_answers_that_end_in_the_same_second_share_where_the_window_begins() -> None:
+    """Also the number's object, once they are read: a worker keeps very many."""
+    plans = [Plan(0.0, window(0.0, end, 1.0, 1.0), end, end, end, end, False, ()) for end in (600.2, 600.7)]
+    one, other = [decode(encode(Entry(200, plan, b"", frozenset(), b""))) for plan in plans]
+    assert isinstance(one, Entry)
+    assert isinstance(other, Entry)
+    assert one.plan.refresh_from == 600.0 - CUT
+    assert one.plan.refresh_from is other.plan.refresh_from
 
 
 @given(cost=spans, beta=betas, draw=draws, before=spans)
