@@ -189,8 +189,11 @@ class LocalLimits:
 
     def debt(self, who: str) -> list[list[int]]:
         """What a client who is `owing` owes, for each limit; see `Meter.debt`."""
-        now = self._clock()
-        return [meter.debt(now) for meter in self._clients[who]]
+        now, meters = self._clock(), self._clients[who]
+        self.bytes -= size_of(meters)  # what has left its window goes
+        debts = [meter.debt(now) for meter in meters]
+        self.bytes += size_of(meters)
+        return debts
 
     def settled(self, who: str) -> list[int]:
         """Redis knows of the client's requests now; of how many more than before, for each limit."""

@@ -149,8 +149,8 @@ class RateLimit(Plugin):
         if note is None or note[0] != request.client or note[1] != user:
             call = Call(self._script, self._keys(self._who(request, user)), self._args)
             note = request.notes[self] = (request.client, user, call)
-        if self._owing and (who := self._who(request, user)) in self._owing:
-            self._settling.tell(redis, who)
+        if self._owing:
+            self._settling.tell_first(redis, self._who(request, user))
         return redis.call(note[2])
 
     def check(self, request: Request, reply: Sequence[int]) -> Response | Later | None:

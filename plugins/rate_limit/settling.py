@@ -1,8 +1,9 @@
 """When Redis is back it is told of what passed without it, so that going around it has gained nobody anything.
 
 Each client's debt is told before the next question about this client that leaves this worker, and otherwise in the
-background. One that is sent in the moment in which Redis goes away again is told once more: then it may count twice
-until its period ends, which is better than not at all.
+background, one after the other: Redis has others to serve, and what is under way when it goes away again is little.
+That may then count twice until its period ends, as it is told once more if its connection was lost. What only was not
+answered in time is not: Redis will come to it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final
 
-from gateway.plugin import Answer, Call, Redis, RedisDown, Script
+from gateway.plugin import Answer, Call, Redis, RedisDown, RedisError, RedisTimeout, Script
 from plugins.rate_limit.limits import Limit
 from plugins.rate_limit.local import Algorithm, LocalLimits
 
@@ -22,6 +23,8 @@ SETTLE: Final[dict[Algorithm, Script]] = {
 }
 PAUSE_SECONDS: Final = 0.05
 """How often it is tried while Redis is away, and how long Redis is left alone between two rounds."""
+LONGEST_PAUSE_SECONDS: Final = 1.0
+"""The pause doubles up to this while nothing can be told."""
 AT_ONCE: Final = 200
 """Clients in one round."""
 MAX_FAILED: Final = 5
@@ -49,6 +52,8 @@ class Settling:
         self._keys = keys
         self._task: asyncio.Task[None] | None = None
         self._ended = False
+        self._refused = False
+        """Redis is there and takes no debts (out of memory): only now and then it is asked whether it does again."""
 
     @property
     def script(self) -> Script:
@@ -65,34 +70,44 @@ class Settling:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def tell(self, redis: Redis, who: str) -> bool:
-        """Send what a client owes; False where nothing can be sent."""
+    def tell_first(self, redis: Redis, who: str) -> None:
+        """Send what a client owes, if he does, before a question about him."""
+        if who in self._local.owing and not self._refused:
+            self._tell(redis, who)
+
+    def _tell(self, redis: Redis, who: str) -> Answer:
+        """Send what a client owes; he owes it no longer, unless the answer says otherwise."""
         answer = redis.call(Call(self._script, self._keys(who), self._arguments(self._local.debt(who))))
-        if answer.error is not None:
-            return False
-        counts = self._local.settled(who)
+        if answer.error is None:
+            counts = self._local.settled(who)
+            answer.then(lambda answer: self._told(redis, who, counts, answer.error))
+        return answer
 
-        def told(answer: Answer) -> None:
-            if isinstance(answer.error, RedisDown):
-                self._local.owe(who, counts)
-                self.begin(redis)
-
-        answer.then(told)
-        return True
+    def _told(self, redis: Redis, who: str, counts: Sequence[int], error: RedisError | None) -> None:
+        self._refused = error is not None and not isinstance(error, RedisDown)
+        if error is not None and not isinstance(error, RedisTimeout):
+            self._local.owe(who, counts)
+            self.begin(redis)
 
     async def _all(self, redis: Redis) -> None:
-        owing = self._local.owing
+        owing, pause = self._local.owing, PAUSE_SECONDS
         try:
             while owing:
-                await asyncio.sleep(PAUSE_SECONDS)
+                await asyncio.sleep(pause)
                 failed = 0
                 for who in list(islice(owing, AT_ONCE)):
-                    if not self.tell(redis, who):
-                        # Another's keys may lie on another server, which is there.
-                        owing[who] = owing.pop(who)
+                    if who not in owing:
+                        continue  # a request has told it meanwhile
+                    try:
+                        await self._tell(redis, who)
+                    except RedisError:
+                        if who in owing:
+                            # Another's keys may lie on another server, which is there.
+                            owing[who] = owing.pop(who)
                         failed += 1
                         if failed == MAX_FAILED:
                             break
+                pause = PAUSE_SECONDS if failed < MAX_FAILED else min(2 * pause, LONGEST_PAUSE_SECONDS)
         finally:
             self._task = None
 

@@ -14,7 +14,7 @@ import redis.asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugins.rate_limit.limits import Limit
+from plugins.rate_limit.limits import Limit, parse_limit
 from plugins.rate_limit.local import LocalLimits
 from plugins.rate_limit.plugin import SCRIPTS, RateLimit, arguments
 from plugins.rate_limit.settling import Settling
@@ -122,6 +122,82 @@ async def test_what_was_told_when_redis_went_away_again_is_told_once_more(
     relay.heal()
     await eventually(lambda: node.worker.redis.up and not api.local.owing)
     assert await hammer(http, [node], 4) == {200: 1, 429: 3}
+
+
+async def test_what_redis_was_slow_to_take_counts_once(
+    gateway: StartGateway, http: aiohttp.ClientSession, relay: Relay, redis_client: redis.asyncio.Redis
+) -> None:
+    """The question has arrived; only the answer is late."""
+    node = await gateway(table(relay.url, "40/hour"))
+    api: Any = node.plugins["api"]
+    relay.refuse()
+    await eventually(lambda: not node.worker.redis.up)
+    assert await hammer(http, [node], 4) == {200: 4}
+    await relay.start()
+    await eventually(lambda: node.worker.redis.up)
+    relay.stall()
+    await eventually(lambda: node.worker.redis.links[0].stalled)
+    relay.heal()
+    await eventually(lambda: not node.worker.redis.links[0].stalled and not api.local.owing)
+    await node.worker.redis.ping()
+    [key] = await redis_client.keys("gateway:rate:*")
+    assert await redis_client.llen(key) == 4
+
+
+async def test_many_debts_are_told_without_holding_up_redis(
+    gateway: StartGateway, redis_client: redis.asyncio.Redis
+) -> None:
+    """Sent all at once they would take Redis longer than `timeout`."""
+    node = await gateway({"plugins": {"api": {"use": "rate_limit", "limits": ["20000/hour"]}}})
+    api: Any = node.plugins["api"]
+    for number in range(100):
+        for _ in range(1000):
+            api.local.take(f"c{number}")
+    await redis_client.config_resetstat()
+    api._settling.begin(node.worker.redis)
+    most = 0
+    while api.local.owing:
+        await asyncio.sleep(0)
+        most = max(most, node.worker.redis.links[0].waiting)
+    assert most <= 3
+    await node.worker.redis.ping()
+    assert (await redis_client.info("commandstats"))["cmdstat_evalsha"]["calls"] == 100
+    assert {await redis_client.llen(key) for key in await redis_client.keys("gateway:rate:*")} == {1000}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+async def test_a_redis_without_room_is_told_when_it_has_some(
+    gateway: StartGateway, http: aiohttp.ClientSession, own_valkey: Valkey, algorithm: str
+) -> None:
+    node = await gateway(table(own_valkey.url, "5/hour", algorithm=algorithm))
+    api: Any = node.plugins["api"]
+    async with redis.asyncio.Redis.from_url(own_valkey.url) as client:
+        await client.config_set("maxmemory-policy", "noeviction")
+        await client.config_set("maxmemory", 1)
+        assert await hammer(http, [node], 6) == {200: 5, 429: 1}
+        asked = node.worker.redis.asked
+        await asyncio.sleep(0.3)
+        assert node.worker.redis.asked - asked < 30, "it is asked now and then whether it has room"
+        await client.config_set("maxmemory", 0)
+    await eventually(lambda: not api.local.owing)
+    await node.worker.redis.ping()
+    assert await hammer(http, [node], 2) == {429: 2}
+
+
+def test_what_a_client_takes_is_not_reckoned_twice() -> None:
+    """Each outage ends with debts that are told: what has left its window meanwhile is no longer there."""
+    now = 0
+    local = LocalLimits("sliding_window", [parse_limit("100/second")], clock=lambda: now, max_bytes=50_000)
+    for _ in range(4):
+        for client in range(20):
+            for _ in range(100):
+                local.take(f"c{client}")
+        now += 2 * SECOND
+        for who in list(local.owing):
+            local.debt(who)
+            local.settled(who)
+    allowed = sum(local.take(who)[0] for _ in range(500) for who in ("a", "b"))
+    assert allowed == 200
 
 
 # -- the scripts --------------------------------------------------------------------------------------
