@@ -14,8 +14,9 @@ What the admin listener tells too (`gateway.admin.routes`) is written once, for 
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import redis as redis_py
 import rich.console
 import typer
+from redis.exceptions import NoPermissionError, ResponseError
 
 from gateway.admin.context import Context, client, plugins_of, requests_at
 from gateway.admin.routes import AdminRoutes, Document, Query
@@ -41,6 +43,8 @@ TIMEOUT_SECONDS: Final = 5.0
 PIPE_WIDTH: Final = 200
 WRONG_CONFIG: Final = 2
 MAX_SECRET: Final = 64 << 10
+REFUSED: Final = re.compile(r"to run the '([^']+)'")
+"""How Redis names a command that its user may not run; subcommands stand behind a `|`."""
 
 __all__ = [
     "AdminRoutes",
@@ -48,9 +52,11 @@ __all__ = [
     "Context",
     "Document",
     "Query",
+    "garbage_is_nothing",
     "open_console",
     "read_secret",
     "settings",
+    "without_garbage",
 ]
 
 P = TypeVar("P", bound=Plugin)
@@ -158,6 +164,8 @@ def open_console(
     try:
         redis.ping()
         yield Console(config, source, folder, redis, url)
+    except NoPermissionError as error:
+        raise _fail(f"Redis at {redact(url)}: {_missing_right(error)}") from None
     except redis_py.RedisError as error:
         raise _fail(f"Redis at {redact(url)}: {error}") from None
     finally:
@@ -167,6 +175,35 @@ def open_console(
 def read_secret(argument: str) -> str:
     """An argument, or the first line of standard input for `-`, which leaves no trace in the shell's history."""
     return sys.stdin.readline(MAX_SECRET).strip() if argument == "-" else argument
+
+
+@contextmanager
+def garbage_is_nothing() -> Iterator[None]:
+    """End the block, and nothing more, at a key of another type than the command is for (WRONGTYPE).
+
+    Raises:
+        redis.ResponseError: Redis refuses for another reason, such as a right that its user has not got.
+    """
+    try:
+        yield
+    except ResponseError as error:
+        if not str(error).startswith("WRONGTYPE"):
+            raise
+
+
+def without_garbage(replies: Sequence[Any]) -> list[Any]:
+    """A pipeline's replies, errors among them, with None for keys of another type.
+
+    Raises:
+        redis.RedisError: the first other error among them.
+    """
+    found: list[Any] = [None] * len(replies)
+    for number, reply in enumerate(replies):
+        with garbage_is_nothing():
+            if isinstance(reply, Exception):
+                raise reply
+            found[number] = reply
+    return found
 
 
 def _configuration(path: Path | None, upstream: str | None) -> tuple[Config, str, Path]:
@@ -205,6 +242,15 @@ def _client(url: str) -> Redis:
         raise _fail(f"redis.url: {error}", WRONG_CONFIG) from None
     except redis_py.RedisError as error:
         raise _fail(f"Redis at {redact(url)}: {error}") from None
+
+
+def _missing_right(error: NoPermissionError) -> str:
+    """What the user of Redis may not, and what to do. Names of keys, which may hold secrets, are left out."""
+    remedy = "`gateway doctor --acl` prints all rights that commands need"
+    if command := REFUSED.search(str(error)):
+        name = command[1].lower()
+        return f"its user may not run {name.upper().replace('|', ' ')}: grant it +{name}; {remedy}"
+    return f"its user may not use the keys that this command needs: grant it their names (~PATTERN); {remedy}"
 
 
 def _fail(message: str, code: int = 1) -> typer.Exit:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from gateway.console import Context, Document
+from gateway.console import Context, Document, without_garbage
 from gateway.plugin import Request, users_of
 from plugins.cache import policy
 from plugins.cache.entry import Entry, Index, Stored, Uncacheable, decode
@@ -244,8 +244,7 @@ async def _generations(
     pipeline = context.redis.pipeline(transaction=False)
     for name in names:
         pipeline.get(name)
-    values = cast(list[bytes | None], await pipeline.execute(raise_on_error=False))
-    values = [value if isinstance(value, bytes) else None for value in values]
+    values: list[bytes | None] = without_garbage(await pipeline.execute(raise_on_error=False))
     told = [
         {"of": meant.get(name, name.decode()), "there": value is not None}
         for name, value in zip(names, values, strict=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from gateway.console import Context, Document
+from gateway.console import Context, Document, without_garbage
 from plugins.cache.entry import ENTRY, INDEX, MAGIC, UNCACHEABLE, VERSION
 from plugins.cache.hot import ranking
 from plugins.cache.keys import Keys
@@ -109,7 +109,7 @@ async def weigh(redis: Any, prefix: str, names: list[bytes], tally: Tally) -> No
     for name, _ in ours:
         pipeline.memory_usage(name, samples=0)
         pipeline.getrange(name, 0, 3)
-    replies = await pipeline.execute(raise_on_error=False)
+    replies = without_garbage(await pipeline.execute(raise_on_error=False))
     for (_, kind), size, start in zip(ours, replies[::2], replies[1::2], strict=True):
         if isinstance(size, int):  # else it has ended meanwhile
             tally.add(kind if kind != "entry" else kind_in(start), size)

@@ -10,10 +10,9 @@ from typing import Annotated, Final, cast
 
 import typer
 from redis import Redis
-from redis.exceptions import ResponseError
 from rich.table import Table
 
-from gateway.console import Console, open_console, read_secret
+from gateway.console import Console, garbage_is_nothing, open_console, read_secret
 from plugins.session.plugin import Session
 from plugins.session.sessions import MAX_SESSIONS_OF_USER, Layout, parse_time
 
@@ -98,11 +97,11 @@ def sessions_of(
 ) -> tuple[int, list[tuple[str, float]]]:
     """How many sessions the index names at most, and the live ones among its last `limit`: stored id and end."""
     key = layouts[0].index(user)
-    try:
+    named: list[bytes] = []
+    total = 0
+    with garbage_is_nothing():
         named = cast(list[bytes], redis.zrange(key, 0, limit - 1, desc=True))
         total = redis.zcard(key)
-    except ResponseError:
-        return 0, []
     found = []
     for name in named:
         stored = name.decode("utf-8", "replace")
@@ -131,10 +130,10 @@ def end_of(redis: Redis, layout: Layout, stored: str, fields: Mapping[bytes, byt
 
 def fields_of(redis: Redis, key: str) -> dict[bytes, bytes]:
     """A session's hash; empty where there is none, or something else."""
-    try:
-        return cast(dict[bytes, bytes], redis.hgetall(key))
-    except ResponseError:
-        return {}
+    fields: dict[bytes, bytes] = {}
+    with garbage_is_nothing():
+        fields.update(cast(dict[bytes, bytes], redis.hgetall(key)))
+    return fields
 
 
 def revoke_session(redis: Redis, layouts: Sequence[Layout], given: str) -> bool:
@@ -146,7 +145,7 @@ def revoke_session(redis: Redis, layouts: Sequence[Layout], given: str) -> bool:
             if redis.unlink(layout.key(stored)):
                 ended = True
                 if user is not None:
-                    with contextlib.suppress(ResponseError):
+                    with garbage_is_nothing():
                         redis.zrem(layout.index(user.decode("utf-8", "replace")), stored)
     return ended
 
@@ -155,7 +154,7 @@ def revoke_user(redis: Redis, layouts: Sequence[Layout], user: str) -> int:
     """End all sessions in a user's index; how many there were."""
     index = layouts[0].index(user)
     ended = 0
-    with contextlib.suppress(ResponseError):
+    with garbage_is_nothing():
         while names := cast(list[bytes], redis.zrange(index, 0, BATCH - 1)):
             # One key a command: they lie in different slots of a cluster.
             pipeline = redis.pipeline(transaction=False)

@@ -640,6 +640,48 @@ async def test_commands_take_garbage_as_nothing(run, redis_client):
     assert run("revoke", "abc").output == "Ended the session.\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (("list", "alice"), "zrange|zrevrange"),
+        (("list", "alice"), "zcard"),
+        (("list", "alice"), "hgetall"),
+        (("show", "abc"), "hgetall"),
+        (("revoke", "abc"), "hgetall"),
+        (("revoke", "abc"), "unlink"),
+        (("revoke", "abc"), "zrem"),
+        (("revoke", "--user", "alice"), "zrange"),
+        (("revoke", "--user", "alice"), "unlink"),
+        (("revoke", "--user", "alice"), "zrem"),
+    ],
+)
+async def test_commands_take_no_missing_right_for_a_missing_session(
+    run, redis_client, acl_user, monkeypatch, arguments, missing
+):
+    """Whoever ends the sessions of a stolen account is not to hear that there are none."""
+    await write(redis_client, "abc", userId="alice", expiresAt=str(int(time.time()) + DAY))
+    await redis_client.zadd(LAYOUT.index("alice"), {LAYOUT.stored("abc"): time.time() + DAY})
+    names = missing.split("|")
+    monkeypatch.setattr(settings, "redis", await acl_user("~gateway:*", "+@all", *[f"-{name}" for name in names]))
+    refused = run(*arguments)
+    assert refused.exit_code == 1
+    assert "Ended" not in refused.stdout
+    assert "no session" not in refused.stdout
+    command = names[-1]
+    assert f"its user may not run {command.upper()}: grant it +{command}; `gateway doctor --acl`" in refused.stderr
+    assert LAYOUT.stored("abc") not in refused.stderr
+    monkeypatch.setattr(settings, "redis", await acl_user("~gateway:*", "+@all"))
+    assert run(*arguments).exit_code == (1 if arguments[:2] == ("revoke", "abc") and missing == "zrem" else 0)
+
+
+async def test_commands_tell_that_keys_are_closed_to_their_user(run, acl_user, monkeypatch):
+    monkeypatch.setattr(settings, "redis", await acl_user("~other:*", "+@all"))
+    for arguments in (("list", "alice"), ("show", "abc"), ("revoke", "abc"), ("revoke", "--user", "alice")):
+        refused = run(*arguments)
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert "its user may not use the keys" in refused.stderr
+
+
 @pytest.mark.parametrize("arguments", [("revoke",), ("revoke", "abc", "--user", "alice")])
 async def test_revoke_wants_one_of_id_and_user(run, arguments):
     result = run(*arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -99,6 +99,25 @@ async def test_a_users_answer_is_found_under_the_user(
     assert (await explained(config, URL, "--as-user", "bob"))["verdict"] == "MISS: nothing is stored"
     shown = await command(config, "explain", URL)
     assert "session: if one of them knows the user, give --as-user ID" in shown.out
+
+
+async def test_a_right_that_is_missing_is_no_purge(
+    gateway: StartGateway,
+    tmp_path: Path,
+    upstream: UpstreamServer,
+    acl_user: Callable[..., Awaitable[str]],
+    config: Path,
+    ask: Client,
+    say: Say,
+) -> None:
+    say("/a", "max-age=60")
+    await ask(await node_of(gateway, config), "/a")
+    assert (await explained(config, URL))["verdict"].startswith("HIT")
+    url = await acl_user("~gateway:cache:*", "~gateway:lock:*", "+@all")
+    config = write_config(tmp_path, url, upstream.url)
+    refused = await command(config, "explain", URL)
+    assert (refused.code, refused.out) == (1, "")
+    assert "its user may not use the keys" in refused.err
 
 
 async def test_a_purge_is_told_with_what_was_purged(gateway: StartGateway, config: Path, ask: Client, say: Say) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -256,3 +256,19 @@ def test_what_one_primary_does_not_limit_has_no_limit() -> None:
         {"version": "9.0", "max_memory": None, "evicted": 2},
     )
     assert together([one, other]) == {"version": "9.0, 9.1", "max_memory": None, "evicted": 3}
+
+
+async def test_a_right_that_is_missing_is_told_and_nothing_made_up(
+    tmp_path: Path,
+    acl_user: Callable[..., Awaitable[str]],
+    redis_client: redis.asyncio.Redis,
+) -> None:
+    """Of a missing right nobody is to learn that the cache is empty, or what hangs on it was purged."""
+    await redis_client.set("gateway:cache:" + "0" * 32, "x", ex=60)
+    rules = ["~gateway:*", "+ping", "+client|setname", "+scan", "+dbsize", "+info", "+zrevrange", "+pttl", "+getrange"]
+    config = write_config(tmp_path, await acl_user(*rules), "http://127.0.0.1:1")
+    refused = await command(config, "stats")
+    assert (refused.code, refused.out) == (1, "")
+    assert "may not run MEMORY USAGE: grant it +memory|usage; `gateway doctor --acl`" in refused.err
+    config = write_config(tmp_path, await acl_user(*rules, "+memory|usage"), "http://127.0.0.1:1")
+    assert (await command(config, "stats")).code == 0
