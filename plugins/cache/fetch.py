@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from multidict import CIMultiDict
 
-from gateway.plugin import Answer, Handler, Known, RedisError, Request, Response, header_line, problem
+from gateway.plugin import Answer, Handler, RedisError, Request, Response, header_line, problem
 from plugins.cache.answers import ADDED, members
 from plugins.cache.compress import packed
 from plugins.cache.entry import Entry, Index, Stored, Uncacheable, fields_of
@@ -63,9 +63,9 @@ class Errand:
         self._elsewhere = False
         self._began = fetcher.clock()
         self._peeked: Answer | None = None
-        self._generations: tuple[tuple[bytes, ...], Answer] = ((), Known([]))
+        self._generations: Answer | None = None
 
-    def begin(self) -> None:
+    def prepare(self) -> None:
         """Have read what is stored as a part or for all, and the generations as they stand.
 
         Before the fetch: what is purged while it lasts is not stored as if it was made afterwards.
@@ -75,8 +75,7 @@ class Errand:
         if visit.stale is None:
             common = None if visit.at_common else visit.target.common
             self._peeked = store.peek(visit.place.part.entry, *(() if common is None else (common.entry,)))
-        names = visit.address.generations
-        self._generations = names, store.begin(names)
+        self._generations = store.generations(visit.address.generations)
 
     async def look(self) -> Landing | None:
         """Whether another worker has stored something that will do."""
@@ -153,9 +152,9 @@ class Errand:
     # -- inside ------------------------------------------------------------------------------------
 
     async def _before(self) -> tuple[Entry | None, dict[bytes, bytes]]:
-        """What is stored, out of date or a part, and the generations; see `begin`."""
-        names, values = self._generations
-        standing = dict(zip(names, await values, strict=True))
+        """What is stored, out of date or a part, and the generations; see `prepare`."""
+        assert self._generations is not None  # `prepare` comes first
+        standing = dict(zip(self._visit.address.generations, await self._generations, strict=True))
         if self._peeked is None:
             return self._visit.stale, standing
         part, *for_all = await self._peeked
@@ -348,6 +347,7 @@ class Errand:
                 await self._store.write(self.place, owner, Uncacheable(now + UNCACHEABLE_SECONDS), UNCACHEABLE_SECONDS)
             except RedisError as error:
                 self._fetcher.complain(error)
+                self._store.release(self.place, owner)
         return self._landing(ALONE, self.place, response=response, detail=f"detail={why}")
 
     async def _write(self, owner: str, response: Response, entry: Entry) -> Landing:

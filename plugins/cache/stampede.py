@@ -93,8 +93,8 @@ class Work(Protocol):
 
     place: Place
 
-    def begin(self) -> None:
-        """Ask Redis for what `fetch` needs to know; it leaves together with the question for the lock."""
+    def prepare(self) -> None:
+        """Ask Redis for what `fetch` needs to know, before it is called. Nobody waits for it here."""
 
     async def look(self) -> Landing | None:
         """Whether it is there by now, as the mirror knows it."""
@@ -296,10 +296,8 @@ class Flights:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wait_timeout
         owner = token_hex(8)
-        while True:
-            grant = await self._acquire(work, owner)
-            if grant.owned:
-                return await self._hold(work, owner, grant.time, answer, grant.found)
+        grant = await self._acquire(work, owner)
+        while not grant.owned:
             again = True
             while again:
                 with store.watch(place) as watch:
@@ -316,10 +314,16 @@ class Flights:
                     if holder is None:
                         break
                     again = await watch.wait(min(left, self._lock_ttl))
+            grant = await store.acquire(place, owner)
+            if grant.owned:
+                work.prepare()
+        return await self._hold(work, owner, grant.time, answer, grant.found)
 
     async def _acquire(self, work: Work, owner: str) -> Grant:
-        """Try to take the lock. What is needed with it in hand is asked for at once, as each trip takes its time."""
-        work.begin()
+        """Try to take the lock; ask at once for what is needed with it in hand, as each trip takes its time. That is
+        for who comes first, not for all who have waited for him.
+        """
+        work.prepare()
         return await self._store.acquire(work.place, owner)
 
     async def _hold(self, work: Work, owner: str, since: int, answer: Handover, found: Stored | None = None) -> Landing:

@@ -197,9 +197,7 @@ class Store:
         except BaseException:
             # Whoever gives up before the reply may have got it all the same: now, or once a server goes on that had
             # stopped, from a connection that is closed by then.
-            self.release(place, owner)
-            if len(self._unsure) < MAX_OWED:
-                self._unsure[owner] = place
+            self.release(place, owner, again=True)
             raise
         try:
             found = decode(data)
@@ -215,14 +213,17 @@ class Store:
         """
         return bool(await self._redis.run(EXTEND, [place.lock], [owner, self._lock_ms], bulk=True))
 
-    def release(self, place: Place, owner: str, *, nothing: bool = False) -> None:
+    def release(self, place: Place, owner: str, *, nothing: bool = False, again: bool = False) -> None:
         """Give the lock back without having stored anything; nobody waits for the reply.
 
         Args:
             nothing: tell those who wait for it that there will be nothing for them.
+            again: give it back once more with the next `pay`, as is done where Redis is away now.
         """
         told = NOTHING_MS if nothing else 0
         self._redis.tell_script(STORE, [place.lock, place.entry], [owner, "", told], bulk=True)
+        if (again or not self._redis.up) and len(self._unsure) < MAX_OWED:
+            self._unsure[owner] = place
 
     def holder(self, place: Place) -> Answer:
         """Who has the right to fetch; `NOTHING` if he had, and there is nothing for those who waited; None: nobody."""
@@ -239,7 +240,7 @@ class Store:
         """Have them read with this tick's write; `valid` waits for them."""
         return Asked(self.state, names, [self._generation(name) for name in names])
 
-    def begin(self, names: Sequence[bytes]) -> Answer:
+    def generations(self, names: Sequence[bytes]) -> Answer:
         """The present generations as a list, as Redis itself has them; one that is not there is begun."""
         return All(
             [

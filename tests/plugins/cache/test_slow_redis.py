@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
@@ -73,3 +74,22 @@ async def test_who_gives_up_on_the_way_leaves_no_lock_behind(
 
     # Well within `lock_ttl`, which is 5 s.
     await eventually(unlocked, within=1)
+
+
+@pytest.mark.parametrize("control", ["max-age=60", "no-store"])
+async def test_a_fetch_that_ends_while_redis_is_away_leaves_no_lock_behind(
+    gateway: StartGateway, relay: Relay, ask: Client, say: Say, redis_client: redis.asyncio.Redis, control: str
+) -> None:
+    node = await gateway(behind(relay, backoff_max="50ms"))
+    say("/a", control, delay=0.3)
+    first = asyncio.ensure_future(ask(node))
+    await eventually(lambda: redis_client.keys("gateway:lock:*"))
+    relay.refuse()
+    assert (await first).body == b"/a 1"
+    await relay.start()
+
+    async def unlocked() -> bool:
+        return not await redis_client.keys("gateway:lock:*")
+
+    # Well within `lock_ttl`, which is 5 s.
+    await eventually(unlocked, within=3)

@@ -401,12 +401,13 @@ class Job:
         self.place = place
         self._store = store
         self.fetches = 0
+        self.prepared = False
         self.hand: Landing | None = None
         self.begun = asyncio.Event()
         self.end: asyncio.Future[Landing] = asyncio.get_running_loop().create_future()
 
-    def begin(self) -> None:
-        pass
+    def prepare(self) -> None:
+        self.prepared = True
 
     async def look(self) -> Landing | None:
         return await self.landed(await self._store.read(self.place.entry))
@@ -415,6 +416,7 @@ class Job:
         return Landing(FOUND, self.place, entry=found) if isinstance(found, Entry) else None
 
     async def fetch(self, owner: str, since: int, answer: Handover) -> Landing:
+        assert self.prepared
         self.fetches += 1
         if self.hand is not None:
             answer(self.hand)
