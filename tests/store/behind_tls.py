@@ -1,14 +1,17 @@
 """Sentinels and clusters that clients reach by TLS only, at the addresses that they tell.
 
 What ends TLS stands on the port that everybody knows, where plain text passes too: for the servers among themselves,
-which may have no TLS, and for the tests.
+which may have no TLS, and for the tests. Those who have the tested URL log in with a password that nobody else has: it
+is never to pass in plain text.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
+import secrets
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,18 +20,26 @@ from urllib.parse import quote
 
 from tests.certificates import Authority
 from tests.relay import running_relay
-from tests.servers import Cluster, Group, Sentinel, SentinelProcess, Server, free_ports, tls_binary
+from tests.servers import Cluster, Group, Sentinel, SentinelProcess, Server, free_ports, tls_binary, userinfo
 
 HANDSHAKE = b"\x16"
 """A TLS connection begins with it (RFC 8446, section 5.1); no command of Redis does."""
+USER, PASSWORD = "ada", secrets.token_hex(16)
+"""Of the tested URL, for Sentinels too."""
 
 
 class Fork:
-    """Takes connections: to one port those that begin TLS, to another one those that do not."""
+    """Takes connections: to one port those that begin TLS, to another one those that do not.
+
+    Attributes:
+        secured: how many have begun TLS.
+        betrayed: how many have not, and told the password.
+    """
 
     def __init__(self, port: int, tls: int, plain: int) -> None:
         self.port = port
         self.secured = 0
+        self.betrayed = 0
         self._tls = tls
         self._plain = plain
         self._tasks: set[asyncio.Task[None]] = set()
@@ -57,7 +68,7 @@ class Fork:
             there, to = await asyncio.open_connection("127.0.0.1", self._tls if first == HANDSHAKE else self._plain)
             writers.append(to)
             to.write(first)
-            pumps = [asyncio.ensure_future(self._pump(*pair)) for pair in ((reader, to), (there, writer))]
+            pumps = [asyncio.ensure_future(one) for one in (self._pump(reader, to), self._pump(there, writer))]
             try:
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -70,9 +81,12 @@ class Fork:
             for one in writers:
                 one.transport.abort()
 
-    @staticmethod
-    async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        secret, end = PASSWORD.encode(), b""
         while piece := await reader.read(65536):
+            seen = end + piece
+            self.betrayed += secret in seen
+            end = seen[1 - len(secret) :]
             writer.write(piece)
             await writer.drain()
 
@@ -91,14 +105,22 @@ class Behind:
         self.forks: dict[Server, Fork] = {}
 
     def url(self, name: str = "") -> str:
-        """With the authority, and if it is given the name that certificates are to have."""
+        """With the user, the authority, and if it is given the name that certificates are to have."""
         more = f"&ssl_server_name={name}" if name else ""
-        return f"{self.group.url.replace('redis+', 'rediss+')}?ssl_ca_certs={quote(str(self.authority.path))}{more}"
+        if isinstance(self.group, Sentinel):
+            more += f"&sentinel_username={USER}&sentinel_password={PASSWORD}"
+        url = self.group.url.replace("redis+", "rediss+").replace("://", f"://{userinfo(USER, PASSWORD)}")
+        return f"{url}?ssl_ca_certs={quote(str(self.authority.path))}{more}"
 
     @property
     def secured(self) -> set[Server]:
         """Those that somebody has come to by TLS."""
         return {server for server, fork in self.forks.items() if fork.secured}
+
+    @property
+    def betrayed(self) -> set[Server]:
+        """Those to whom somebody with the URL has spoken in plain text."""
+        return {server for server, fork in self.forks.items() if fork.betrayed}
 
 
 @contextlib.asynccontextmanager
@@ -110,6 +132,7 @@ async def behind_tls(group: Sentinel | Cluster, folder: Path, name: str, *, own:
 
     Raises:
         LookupError: it has none.
+        AssertionError: in the end, if somebody with the URL has spoken in plain text to any of them.
     """
     binary = tls_binary()
     if own and binary is None:
@@ -135,7 +158,12 @@ async def behind_tls(group: Sentinel | Cluster, folder: Path, name: str, *, own:
             fork = found.forks[server] = Fork(server.port, tls, plain)
             await stack.enter_async_context(fork.running())
         await stack.enter_async_context(group)
+        # The servers are told the password's hash only: it has not passed by before the test begins.
+        known = hashlib.sha256(PASSWORD.encode()).hexdigest()
+        for server in group.servers:
+            await server.ask("ACL SETUSER", USER, "on", f"#{known}", "~*", "&*", "+@all")
         yield found
+        assert not found.betrayed, "the URL's password has passed in plain text"
 
 
 def announced(group: Group, server: Server) -> dict[str, int]:
