@@ -11,7 +11,7 @@ import sysconfig
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Final, TextIO
+from typing import Annotated, Any, Final, NoReturn, TextIO
 
 import typer
 import uvloop
@@ -67,7 +67,11 @@ AdminOption = Annotated[str | None, typer.Option("--admin", metavar="HOST:PORT",
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. Exit codes: 0 done, 1 it failed, 2 the configuration or the command line is wrong."""
     mounted = [group.typer_instance for group in app.registered_groups]
-    for name, module in built_in_parts("commands").items():
+    try:
+        parts = built_in_parts("commands")
+    except LookupError as error:
+        _fail(str(error.args[0]), FAILED)
+    for name, module in parts.items():
         commands = module.commands
         if commands not in mounted:
             app.add_typer(commands, name=str(commands.info.name or name))
@@ -81,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "), FAILED)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     _console(sys.stderr).print(f"gateway: {message}", style="red", markup=False, soft_wrap=True)
     sys.exit(code)
 

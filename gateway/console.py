@@ -1,7 +1,8 @@
 """What a plugin's commands and admin routes need: the configuration, Redis as it says, and a place to print.
 
-A plugin's package has its commands in the module `commands`, which has a `typer.Typer` of the same name. Workers do not
-import it.
+A built-in plugin's package (in `plugins/`) has its commands in the module `commands`, which has a `typer.Typer` of the
+same name. Workers do not import it. The command line looks for none in packages of one's own: a Typer there makes a
+program of its own, `commands()`, with the same `open_console(Path("config.toml"))`.
 
     @commands.command()
     def show(name: str) -> None:

@@ -54,14 +54,23 @@ def built_in_modules() -> dict[str, ModuleType]:
 
 def built_in_parts(part: str) -> dict[str, ModuleType]:
     """The module of this name in each built-in plugin's package that has one, by the plugin's name. It is there for
-    operators: workers do without it, and without what it imports.
+    operators: workers do without it, and without what it imports. Packages of one's own are not looked at.
+
+    Raises:
+        LookupError: such a module has nothing of its own name in it, which is what it is for.
     """
     packages = {name: module for name, module in built_in_modules().items() if hasattr(module, "__path__")}
-    return {
+    parts = {
         name: importlib.import_module(f"{package.__name__}.{part}")
         for name, package in packages.items()
         if any(module.name == part for module in pkgutil.iter_modules(package.__path__))
     }
+    for module in parts.values():
+        if not hasattr(module, part):
+            raise LookupError(
+                f"{module.__name__} has no `{part}`: see gateway/console.py, or give the module another name"
+            )
+    return parts
 
 
 def built_in_classes() -> dict[str, type[Plugin]]:

@@ -12,6 +12,8 @@ import aiohttp
 import pytest
 from redis.asyncio import Redis
 
+import plugins
+from gateway.cli import main
 from gateway.config import Config, ConfigError
 from gateway.loader import built_in_classes, built_in_names, built_in_parts, find, load_all, load_plugins
 from gateway.plugin import Plugin
@@ -223,6 +225,23 @@ def test_a_worker_does_without_what_is_for_operators() -> None:
 def test_operators_get_what_plugins_have_for_them() -> None:
     assert {"cache", "session", "token_blacklist"} <= set(built_in_parts("commands"))
     assert list(built_in_parts("admin")) == ["cache"]
+
+
+@pytest.mark.parametrize("part", ["commands", "admin"])
+def test_a_built_in_plugin_without_what_operators_look_for_is_named(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "__init__.py").write_text(PLUGIN + "    pass\n")
+    (tmp_path / "odd" / f"{part}.py").write_text("app = None\n")
+    monkeypatch.setattr(plugins, "__path__", [*plugins.__path__, str(tmp_path)])
+    with pytest.raises(LookupError, match=rf"plugins\.odd\.{part} has no `{part}`"):
+        built_in_parts(part)
+    if part == "commands":
+        with pytest.raises(SystemExit) as ended:
+            main(["--version"])
+        assert ended.value.code == 1
+        assert capsys.readouterr().err.startswith("gateway: plugins.odd.commands has no `commands`: see ")
 
 
 def test_two_configurations_may_have_modules_of_one_name(tmp_path: Path) -> None:

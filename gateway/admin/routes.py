@@ -1,6 +1,6 @@
-"""How a plugin adds to the admin listener.
+"""How a built-in plugin adds to the admin listener.
 
-A plugin's module or package has its routes in the attribute `admin`, as it has its commands in `commands`:
+Its package has its routes in the module `admin`, under the same name, as it has its commands in `commands`:
 
     admin = AdminRoutes("cache")
 
