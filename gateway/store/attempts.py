@@ -15,6 +15,8 @@ logger = logging.getLogger("gateway.redis")
 
 # A Redis that is now there, now not, or now slow, now not, is not told of each time.
 COMPLAINT_PAUSE_SECONDS: Final = 10.0
+# A connection that has lasted for so long was a good one.
+LASTING_SECONDS: Final = 2.0
 
 
 class Attempts:
@@ -23,7 +25,7 @@ class Attempts:
     Args:
         name: of the link, for the log.
         base: the first pause is at most so long, each one after it at most twice as long as the one before.
-        longest: no pause is longer. Once a connection has lasted for so long, the next pause is of `base` again.
+        longest: no pause is longer. Once a connection has lasted, the next pause is of `base` again.
         draw: a random number between two.
     """
 
@@ -49,7 +51,7 @@ class Attempts:
 
     def lost(self, now: float, why: str) -> None:
         """It is gone."""
-        if now - self._since >= self._longest:
+        if now - self._since >= LASTING_SECONDS:
             self._ceiling = self._base
         elif now < self._quiet_until:
             self._untold += 1

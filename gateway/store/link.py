@@ -36,7 +36,7 @@ NOT_COMPLETE: Final = object()
 NO_PRIMARY: Final = frozenset({"READONLY", "MASTERDOWN", "LOADING"})
 # The first command of the handshake may wait for a server that is still loading its data.
 CONNECT_SECONDS: Final = 5.0
-# Of a tick with more commands than this, so many leave at once: Redis begins with them while the rest is being made.
+# Of a tick's commands so many leave as soon as they are there: Redis begins with them while the rest is being made.
 AHEAD: Final = 32
 
 

@@ -29,7 +29,7 @@ READS: Final = frozenset(
 
 
 class Redis:
-    """The questions a plugin can ask. Those of one loop tick, of all requests, leave in one write per link.
+    """The questions a plugin can ask. Those of one loop tick, of all requests, leave together.
 
     Every answer ends within `redis.timeout`: with the reply, with `RedisError` (Redis refused the command), or with
     `RedisDown` (it could not be asked, or did not answer). While a link is down it is `RedisDown` at once.

@@ -1,6 +1,6 @@
 -- Tokens that a worker has given away while it could not ask Redis are taken out, as far as there are any.
 --
--- KEYS[i]  limit i's bucket, as in token_bucket.lua
+-- KEYS[i]  limit i's bucket: token_bucket.lua says what is in it, and must go on saying the same
 -- ARGV     for each limit: its N, its period in microseconds, its capacity, and how many tokens
 
 local time = redis.call('TIME')

@@ -11,11 +11,12 @@
 -- Times are microseconds of Redis's own clock. A token is worth `period` units of level and a microsecond N of them,
 -- so that everything is a whole number below 2^53 and no rounding gives anything away.
 
+-- It runs for each request: what costs less is written so, such as numbers that Lua itself makes of ARGV.
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 
-local limits, levels, refusing = #KEYS, {}, {}
-for i = 1, limits do
+local count, levels, refusing = #KEYS, {}, {}
+for i = 1, count do
   local rate, period = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1])
   local level = ARGV[3 * i] * period
   local state = redis.pcall('GET', KEYS[i])
@@ -33,7 +34,7 @@ end
 
 local allowed = #refusing == 0
 local tightest, remaining, wait
-for i = 1, limits do
+for i = 1, count do
   local rate, period, level = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1]), levels[i]
   if allowed then
     level = level - period

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.store.attempts import COMPLAINT_PAUSE_SECONDS, Attempts
+from gateway.store.attempts import COMPLAINT_PAUSE_SECONDS, LASTING_SECONDS, Attempts
 from tests.harness import eventually
 from tests.relay import Relay
 from tests.store.conftest import MakeStore
@@ -44,7 +44,7 @@ def test_a_pause_is_within_its_bounds_whatever_happens(lasting: list[float], lon
 
 def test_one_that_lasted_is_made_again_soon_and_those_that_do_not_ever_later() -> None:
     link, now, pauses = longest_pauses(), 0.0, []
-    for lasted in [0.1] * 8 + [LONGEST] + [0.0] * 3:
+    for lasted in [0.1] * 8 + [LASTING_SECONDS] + [0.0] * 3:
         link.made(now, "")
         now += lasted
         link.lost(now, "closed")
@@ -87,9 +87,10 @@ def test_what_comes_and_goes_is_told_once_in_a_while_and_the_last_word_is_true(
 
 
 async def test_a_server_that_lets_everybody_in_and_closes_at_once(
-    make: MakeStore, relay: Relay, caplog: pytest.LogCaptureFixture
+    make: MakeStore, relay: Relay, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "gateway.redis")
+    monkeypatch.setattr("gateway.store.attempts.LASTING_SECONDS", 0.8)
     store = await make(relay.url, backoff_base=0.02, backoff_max=0.8)
     loop = asyncio.get_running_loop()
     link = store.links[0]
