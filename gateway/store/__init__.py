@@ -1,4 +1,4 @@
-"""Redis, as the gateway uses it: links that take a whole tick's questions at once, and a mirror that Redis keeps true."""
+"""Redis, as the gateway uses it: links that take all questions of a tick, and a mirror that Redis keeps true."""
 
 from gateway.store.answer import All, Answer, Known, RedisDown, RedisError, RedisTimeout
 from gateway.store.patience import end_patience, share_patience
