@@ -165,10 +165,8 @@ def open_console(
     try:
         redis.ping()
         yield Console(config, source, folder, redis, url)
-    except NoPermissionError as error:
-        raise _fail(f"Redis at {redact(url)}: {_missing_right(error)}") from None
     except redis_py.RedisError as error:
-        raise _fail(f"Redis at {redact(url)}: {error}") from None
+        raise _refused(url, error) from None
     finally:
         redis.close()
 
@@ -242,7 +240,12 @@ def _client(url: str) -> Redis:
     except ValueError as error:  # its text does not repeat the URL
         raise _fail(f"redis.url: {error}", WRONG_CONFIG) from None
     except redis_py.RedisError as error:
-        raise _fail(f"Redis at {redact(url)}: {error}") from None
+        raise _refused(url, error) from None
+
+
+def _refused(url: str, error: redis_py.RedisError) -> typer.Exit:
+    why = _missing_right(error) if isinstance(error, NoPermissionError) else error
+    return _fail(f"Redis at {redact(url)}: {why}")
 
 
 def _missing_right(error: NoPermissionError) -> str:

@@ -40,6 +40,7 @@ NEARLY: Final = 0.8
 WORKER: Final = re.compile(r"gateway-([0-9a-f]{8})(?:\.[0-9]+)?")
 """What a worker's connections are called: by its node, and its own number behind a dot."""
 KEEPING: Final = ("lfu", "lru")
+GRANT: Final = "grant {} to a user for this command: see `gateway doctor --acl`"
 
 T = TypeVar("T")
 
@@ -47,7 +48,7 @@ T = TypeVar("T")
 def look(check: str, read: T | Unread, examine: Callable[[T], Finding]) -> Finding:
     """The finding, or UNKNOWN where the server did not tell."""
     if isinstance(read, Unread):
-        hint = f"grant {read.rule} to the user of this command" if read.rule else ""
+        hint = GRANT.format(read.rule) if read.rule else ""
         return Finding(check, Level.UNKNOWN, read.why, hint)
     return examine(read)
 
@@ -304,7 +305,7 @@ def biggest(sample: Sample) -> Finding:
     """A big key holds everybody up while it is read, and while it is freed."""
     check = "biggest keys"
     if not sample.weighed:
-        return Finding(check, Level.UNKNOWN, "the user may not look", "grant +memory|usage to the user of this command")
+        return Finding(check, Level.UNKNOWN, "the user may not look", GRANT.format("+memory|usage"))
     if not sample.biggest:
         return Finding(check, Level.OK, f"none {_looked(sample)}")
     # Cut names may be the same: the biggest of them stands for all.

@@ -30,10 +30,12 @@ MAX_KEYS: Final = 20_000
 KEY_SECONDS: Final = 5.0
 FAILED: Final = 1
 NOT_COPIED: Final[Mapping[Kind, str]] = {
-    "cluster": "for each server of the cluster, replicas too: users are not copied from one to the other",
-    "sentinel": "for each server, replicas too: users are not copied from one to the other. Sentinels have users of"
+    "cluster": "For each server of the cluster, replicas too: users are not copied from one to the other",
+    "sentinel": "For each server, replicas too: users are not copied from one to the other. Sentinels have users of"
     f" their own (sentinel_username in the URL), who need {needs.rules(needs.SENTINELS)}",
 }
+DOCTOR: Final = "doctor"
+"""What its user's name ends in."""
 NOT_RUNNING: Final = "the embedded server is not running: `gateway run` starts it; or give another with --redis URL"
 
 
@@ -44,7 +46,7 @@ def doctor(
         str | None, typer.Option(metavar="NAME", help="Whose rights to look at, instead of the URL's user.")
     ] = None,
     acl: Annotated[
-        bool, typer.Option("--acl", help="Only print the commands that make a user with the rights it needs.")
+        bool, typer.Option("--acl", help="Only print the commands that make users with the rights they need.")
     ] = False,
     max_keys: Annotated[
         int, typer.Option(min=1, help=f"Look at most at so many keys, for {KEY_SECONDS:g} s at most.")
@@ -68,11 +70,12 @@ def doctor(
         needed = needs.needed(plugins, place, mirror=where.mirror.max_bytes > 0, replicas=replicas)
         templates = needs.key_templates(plugins, where.prefix)
         if acl:
-            more = needs.operating(place)
-            typer.echo(acl_of(needed, more, [f"{where.prefix}:{{id}}", *templates], user or "gateway"))
-            if place.kind != "single":
-                # Not among the commands, which may go to redis-cli as they are.
-                typer.echo(f"# {NOT_COPIED[place.kind]}", err=True)
+            patterns = [template.replace("{id}", "*") for template in (f"{where.prefix}:{{id}}", *templates)]
+            name = user or "gateway"
+            typer.echo("\n".join(acl_of(needed, place, patterns, name)))
+            # Not among the commands, which may go to redis-cli as they are.
+            for line in notes_of(place, name):
+                typer.echo(f"# {line}", err=True)
             return
         url = running_url(where.state_dir) if where.url == "embedded" else where.url
         if url is None:
@@ -98,14 +101,33 @@ def doctor(
         raise typer.Exit(FAILED)
 
 
-def acl_of(needed: Sequence[Words], operating: Sequence[Words], templates: Sequence[str], user: str) -> str:
-    """What makes a user with the rights of a gateway, as two commands: what workers need, and what operators ask."""
-    patterns = [template.replace("{id}", "*") for template in templates]
-    more = [words for words in operating if words not in needed]
-    return (
-        f"ACL SETUSER {user} on >PASSWORD resetkeys resetchannels -@all {needs.rules(needed, patterns)}\n"
-        f"ACL SETUSER {user} {needs.rules(more)}"
-    )
+def acl_of(needed: Sequence[Words], place: Place, patterns: Sequence[str], user: str) -> list[str]:
+    """The commands that make two users: one with what workers need, and with what operators ask besides; and the
+    doctor's own, who only looks.
+
+    Args:
+        patterns: of the gateway's keys.
+    """
+    anew = "resetkeys resetchannels -@all"
+    more = [words for words in needs.operating(place) if words not in needed]
+    looks = needs.rules(needs.diagnosing(place), patterns, keys="%R~")
+    return [
+        f"ACL SETUSER {user} on >PASSWORD {anew} {needs.rules(needed, patterns)}",
+        f"ACL SETUSER {user} {needs.rules(more)}",
+        f"ACL SETUSER {user}-{DOCTOR} on >DOCTORS_PASSWORD {anew} {looks}",
+    ]
+
+
+def notes_of(place: Place, user: str) -> list[str]:
+    """What to know of these commands."""
+    notes = [
+        "The 1st line is what workers need. The 2nd lets the same user do what the admin listener and commands such as"
+        " `gateway session revoke` ask.",
+        f"The 3rd is for a user of its own, {user}-{DOCTOR}: by +config|get it reads the server's secrets (masterauth"
+        " is one), and by +scan the names of all keys, others' too, which is not for workers. Have it in the URL of"
+        f" --redis for `gateway doctor --user {user}` and `gateway cache stats`.",
+    ]
+    return [*notes, *([NOT_COPIED[place.kind]] if place.kind != "single" else [])]
 
 
 def use_of(config: Config, plugins: Sequence[Plugin], user: str | None) -> Use:

@@ -47,20 +47,11 @@ SENTINELS: Final[tuple[Words, ...]] = (("sentinel", "masters"), ("sentinel", "sl
 """What Sentinels are asked: by their own user, who is another than the servers'."""
 
 OPERATING: Final[tuple[Words, ...]] = (
-    ("info",),
-    ("config", "get"),
-    ("slowlog", "get"),
-    ("client", "list"),
-    ("time",),
-    ("dbsize",),
-    ("scan",),
-    ("memory", "usage"),
-    ("multi",),
+    ("ping",),
     ("client", "setname"),
-    ("get",),
-    ("getrange",),
-    ("exists",),
     ("eval",),
+    ("exists",),
+    ("get",),
     ("hgetall",),
     ("hmget",),
     ("pttl",),
@@ -71,8 +62,24 @@ OPERATING: Final[tuple[Words, ...]] = (
     ("zrem",),
     ("zrevrange",),
 )
-"""What `gateway doctor`, the other commands and the admin listener ask besides."""
-CLUSTER_OPERATING: Final[tuple[Words, ...]] = (("command",),)
+"""What the plugins' commands and their routes on the admin listener ask: all of it of keys below the prefix."""
+LOOKING: Final[tuple[Words, ...]] = (
+    ("acl", "dryrun"),
+    ("client", "list"),
+    ("config", "get"),
+    ("dbsize",),
+    ("info",),
+    ("memory", "usage"),
+    ("ping",),
+    ("pttl",),
+    ("scan",),
+    ("slowlog", "get"),
+    ("time",),
+)
+"""What `gateway doctor` asks."""
+COUNTING: Final[tuple[Words, ...]] = (("client", "setname"), ("getrange",), ("hmget",), ("zrevrange",))
+"""What those that count keys (`gateway cache stats`) ask besides."""
+CLUSTER_OPERATING: Final[tuple[Words, ...]] = (("cluster", "slots"), ("command",))
 """And in a cluster, where their client must know which words of a command are keys."""
 
 ASKS: Final = frozenset({"ask", "tell", "read", "Read"})
@@ -114,8 +121,19 @@ def needed(plugins: Sequence[Plugin], place: Place, *, mirror: bool = True, repl
 
 
 def operating(place: Place) -> list[Words]:
-    """All commands that an operator has sent: by `gateway doctor`, the plugins' commands, the admin listener."""
-    return [*OPERATING, *(CLUSTER_OPERATING if place.kind == "cluster" else ())]
+    """All commands that an operator has sent by the plugins' commands and the admin listener, but for `diagnosing`."""
+    return [*_reaching(place), *OPERATING]
+
+
+def diagnosing(place: Place) -> list[Words]:
+    """All commands of those that look at the server, and at the names of all its keys: what neither workers nor other
+    commands need, and what tells more than theirs.
+    """
+    return [*_reaching(place), *LOOKING, *COUNTING]
+
+
+def _reaching(place: Place) -> list[Words]:
+    return [*(DATABASE if place.db else ()), *(CLUSTER_OPERATING if place.kind == "cluster" else ())]
 
 
 def commands_of(scripts: Iterable[Script]) -> set[Words]:
@@ -128,9 +146,13 @@ def rule(words: Words) -> str:
     return "|".join(words)
 
 
-def rules(commands: Iterable[Words], patterns: Iterable[str] = ()) -> str:
-    """Commands and patterns of keys as ACL SETUSER grants them."""
-    return " ".join([*(f"~{pattern}" for pattern in patterns), *(f"+{rule(words)}" for words in commands)])
+def rules(commands: Iterable[Words], patterns: Iterable[str] = (), *, keys: str = "~") -> str:
+    """Commands and patterns of keys as ACL SETUSER grants them.
+
+    Args:
+        keys: what stands before each pattern: `%R~` for keys that are only read.
+    """
+    return " ".join([*(f"{keys}{pattern}" for pattern in patterns), *(f"+{rule(words)}" for words in commands)])
 
 
 def key_templates(plugins: Iterable[Plugin], prefix: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from gateway.store.url import Place, parse
 
 if TYPE_CHECKING:
-    from redis import Redis
+    from redis import Redis, RedisError
     from redis.asyncio import Redis as AsyncRedis
 
 Client = TypeVar("Client", "Redis", "AsyncRedis")
@@ -132,7 +132,7 @@ def _cluster(place: Place, options: dict[str, Any]) -> Redis:
     try:
         made: Any = redis.RedisCluster(**options)
     except RedisClusterException as error:
-        raise redis.ConnectionError(str(error)) from None
+        raise _reason(error) from None
     found: Redis = made
     return found
 
@@ -142,7 +142,6 @@ def _async_cluster(place: Place, options: dict[str, Any]) -> AsyncRedis:
     from redis.asyncio.connection import SSLConnection
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
-    from redis.exceptions import ConnectionError as NotConnected
     from redis.exceptions import RedisClusterException
 
     class Cluster(RedisCluster):
@@ -152,7 +151,7 @@ def _async_cluster(place: Place, options: dict[str, Any]) -> AsyncRedis:
             try:
                 return await super().initialize(*args, **kwargs)
             except RedisClusterException as error:
-                raise NotConnected(str(error)) from None
+                raise _reason(error) from None
 
     nodes = [cast(Any, ClusterNode)(*host) for host in place.hosts]
     made: Any = Cluster(startup_nodes=nodes, retry=Retry(NoBackoff(), CLUSTER_TRIES), **options)
@@ -165,6 +164,16 @@ def _async_cluster(place: Place, options: dict[str, Any]) -> AsyncRedis:
             node.connection_kwargs.update(place.tls)
     found: AsyncRedis = made
     return found
+
+
+def _reason(error: BaseException) -> RedisError:
+    """Why a cluster's client has found no server, as other clients tell it."""
+    from redis.exceptions import ConnectionError as NotConnected
+    from redis.exceptions import NoPermissionError
+
+    # It takes a right that its user has not got for a server that belongs to no cluster.
+    refusal = error.__cause__.__context__ if error.__cause__ is not None else None
+    return refusal if isinstance(refusal, NoPermissionError) else NotConnected(str(error))
 
 
 def _behind_sentinels(place: Place, timeout: float, options: dict[str, Any]) -> AsyncRedis:

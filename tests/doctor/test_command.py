@@ -70,17 +70,17 @@ async def test_a_server_that_is_set_up_badly(folder: Path) -> None:
 
 
 async def test_a_server_that_is_set_up_well(folder: Path) -> None:
-    """With the user that the command itself prints, one that is no administrator."""
+    """With the users that the command itself prints, none of them an administrator."""
     options = ["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lfu", "--appendonly", "yes"]
     acl = in_a_process(folder, "doctor", "--acl", "--user", "gw")
     assert acl.returncode == 0
     with running_valkey(*options) as server:
         with redis.Redis(port=server.port) as client:
             for line in acl.stdout.splitlines():
-                client.execute_command(*line.replace("PASSWORD", "s3cret").split())
+                client.execute_command(*[">s3cret" if word[0] == ">" else word for word in line.split()])
             client.set("gateway:cache:a", "x", ex=100)
             client.config_resetstat()
-        told = await told_of(folder, server.url.replace("//", "//gw:s3cret@"), 0)
+        told = await told_of(folder, server.url.replace("//", "//gw-doctor:s3cret@"), 0, "--user", "gw")
         assert set(levels(told).values()) == {"ok"}
         assert told["redis"] == server.url.replace("//", "//***@")
         with redis.Redis(port=server.port) as client:
@@ -102,10 +102,14 @@ async def test_a_server_that_is_set_up_well(folder: Path) -> None:
 def test_the_user_to_make_on_each_server(folder: Path, url: str, more: set[str], told: str) -> None:
     done = in_a_process(folder, "--redis", url, "doctor", "--acl")
     assert done.returncode == 0
-    gateway, _ = done.stdout.splitlines()
+    gateway, operators, doctor = done.stdout.splitlines()
     assert {word for word in gateway.split() if word.startswith(("+cluster", "+sentinel", "+asking"))} == more
+    assert "+config|get" in doctor
+    assert "+config|get" not in gateway + operators
+    assert all(line.startswith("# ") for line in done.stderr.splitlines())
+    assert "`gateway doctor --user gateway`" in done.stderr
     assert told in done.stderr
-    assert bool(done.stderr) == bool(told)
+    assert ("are not copied" in done.stderr) == bool(told)
 
 
 async def test_a_user_without_rights(folder: Path, acl_user: Callable[..., Awaitable[str]]) -> None:

@@ -19,6 +19,7 @@ import redis.asyncio
 from gateway.config import Config
 from gateway.doctor import needs
 from gateway.doctor.checks import LINKS_PER_WORKER
+from gateway.doctor.command import acl_of
 from gateway.doctor.nodes import find
 from gateway.fleet import BEAT
 from gateway.loader import built_in_names, load_plugins, make_plugins
@@ -26,7 +27,7 @@ from gateway.plugin import Plugin
 from gateway.store.url import Kind, Place
 from tests.conftest import StartGateway
 from tests.harness import Gateway, UpstreamServer, Valkey, eventually
-from tests.plugins.cache.console import command, write_config
+from tests.plugins.cache.console import Done, command, write_config
 from tests.servers import Cluster, Sentinel, Server, userinfo
 
 ROOT = Path(__file__).parents[2]
@@ -175,37 +176,74 @@ async def test_nor_behind_sentinels(
 
 
 @pytest.mark.parametrize("kind", ["single", "cluster"])
-async def test_nor_does_who_operates_it(
+async def test_each_user_can_do_what_is_its_own(
     kind: Kind, tmp_path: Path, own_valkey: Valkey, cluster: Cluster, gateway: StartGateway, http: aiohttp.ClientSession
 ) -> None:
-    """All commands, with the second line of `gateway doctor --acl` too."""
+    """Workers, operators, and who looks at the server, with the lines of `gateway doctor --acl`."""
     place = Place(kind)
-    rules = needs.rules([*needs.needed(built_in(), place), *needs.operating(place)], ["gateway:*"])
     one = Server(own_valkey.port)
-    servers = [one] if kind == "single" else cluster.servers
-    url = (one if kind == "single" else cluster).url.replace("://", f"://{userinfo(USER, PASSWORD)}")
-    config = write_config(tmp_path, url, "http://127.0.0.1:1")
-    async with users(servers, rules):
-        node = await gateway({"redis": {"url": url}, "plugins": PLUGINS})
+    servers, whole = ([one], one.url) if kind == "single" else (cluster.servers, cluster.url)
+    urls = {user: whole.replace("://", f"://{userinfo(user, PASSWORD)}") for user in (USER, DOCTOR)}
+    workers, operators, doctors = acl_of(needs.needed(built_in(), place), place, ["gateway:*"], USER)
+
+    async def run(user: str, words: str) -> Done:
+        return await command(write_config(tmp_path, urls[user], "http://127.0.0.1:1"), *words.split(), group=())
+
+    async with users(servers, ""), users(servers, "", DOCTOR):
+        await enter(servers, workers, doctors)
+        node = await gateway({"redis": {"url": urls[USER]}, "plugins": PLUGINS})
         home = one if kind == "single" else await cluster.home(SESSION)
         await home.ask("HSET", SESSION, *[word for pair in ada().items() for word in pair])
         await home.ask("EXPIRE", SESSION, 600)
         await works(node, http)
-        asked = ["cache stats", "cache hot", "cache explain http://a.test/", "cache purge --tag one"]
-        asked += ["session list ada", "session show ada", "session revoke ada", "session revoke --user ada"]
-        asked += ["token revoke abc --ttl 10", "token status abc", "doctor"]
-        for words in asked:
-            done = await command(config, *words.split(), group=())
-            assert done.code == 0 or words == "doctor", (words, done)
-        # It is the first of its ways to learn what a user may.
-        assert {entry["object"] for entry in await refusals(servers)} <= {"acl|dryrun"}
-        sent = set().union(*[names_of(await server.ask("INFO", "commandstats")) for server in servers])
-        assert {needs.rule(words) for words in needs.operating(place)} <= sent
+        assert await refusals(servers) == []
+        for words in OPERATORS:  # of the workers' rights alone
+            refused = await run(USER, words)
+            assert (refused.code, refused.out) == (1, ""), (words, refused)
+            assert "may not run CLIENT SETNAME: grant it +client|setname" in refused.err
+
+        await enter(servers, operators)
+        await reset(servers)
+        for words in LOOKERS:
+            done = await run(DOCTOR, words)
+            assert done.code == 0 or words.startswith("doctor"), (words, done)
+            assert "the user may not look" not in done.out
+            assert f"rights            {USER} may do all" in done.out or words == "cache stats", done.out
+        assert await refusals(servers) == []
+        asked = await sent(servers)
+        assert {needs.rule(words) for words in needs.diagnosing(place)} <= asked
+        for words in OPERATORS:
+            done = await run(DOCTOR, words)
+            changes = words.split()[1] in ("purge", "revoke")
+            assert not changes or (done.code == 1 and "may not run" in done.err), (words, done)
+        assert await home.ask("HGETALL", SESSION) != {}
+
+        await reset(servers)
+        for words in OPERATORS:
+            done = await run(USER, words)
+            assert done.code == 0, (words, done)
+        assert await refusals(servers) == []
+        assert {needs.rule(words) for words in needs.operating(place)} <= await sent(servers)
+        refused = await run(USER, "cache stats")
+        assert (refused.code, refused.out) == (1, "")
+        assert "`gateway doctor --acl`" in refused.err
+        refused = await run(USER, "doctor")
+        assert "grant +info to a user for this command: see `gateway doctor --acl`" in refused.out
+        async with redis.asyncio.Redis(port=home.port, username=USER, password=PASSWORD) as client:
+            for words in SECRETS:
+                with pytest.raises(redis.exceptions.NoPermissionError):
+                    await client.execute_command(*words.split())
 
 
 # -- what a gateway does, and what Redis saw of it -----------------------------------------------------
 
 USER, PASSWORD = "gate:way", "s3/cr@t:#?%"
+DOCTOR = f"{USER}-doctor"
+OPERATORS = ["cache hot", "cache explain http://a.test/", "cache purge --tag one", "token revoke abc --ttl 10"]
+OPERATORS += ["token status abc", "session list ada", "session show ada", "session revoke ada"]
+OPERATORS += ["session revoke --user ada"]
+SECRETS = ["CONFIG GET masterauth", "SCAN 0", "CLIENT LIST", "SLOWLOG GET", "INFO", "DBSIZE", "MEMORY USAGE gateway:a"]
+LOOKERS = ["cache stats", f"doctor --user {USER}"]
 PLUGINS: dict[str, Any] = {
     "request_id": {},
     "rate_limit": {"limits": ["1000/minute"]},
@@ -254,16 +292,36 @@ async def works(node: Gateway, http: aiohttp.ClientSession) -> None:
 
 
 @contextlib.asynccontextmanager
-async def users(servers: Sequence[Server], rules: str) -> AsyncIterator[None]:
+async def users(servers: Sequence[Server], rules: str, name: str = USER) -> AsyncIterator[None]:
     """A user with these rights on each server, whose logs of refusals begin anew."""
     for server in servers:
-        await server.ask("ACL SETUSER", USER, "reset", "on", f">{PASSWORD}", *rules.split())
+        await server.ask("ACL SETUSER", name, "reset", "on", f">{PASSWORD}", *rules.split())
         await server.ask("ACL LOG", "RESET")
     try:
         yield
     finally:
         for server in servers:
-            await server.ask("ACL DELUSER", USER)
+            await server.ask("ACL DELUSER", name)
+
+
+async def enter(servers: Sequence[Server], *lines: str) -> None:
+    """What `gateway doctor --acl` prints, with the password put in."""
+    for server in servers:
+        for line in lines:
+            name, *words = line.removeprefix("ACL SETUSER ").split()
+            await server.ask("ACL SETUSER", name, *[f">{PASSWORD}" if word[0] == ">" else word for word in words])
+
+
+async def reset(servers: Sequence[Server]) -> None:
+    """What was sent and refused counts from now on."""
+    for server in servers:
+        await server.ask("ACL LOG", "RESET")
+        await server.ask("CONFIG RESETSTAT")
+
+
+async def sent(servers: Sequence[Server]) -> set[str]:
+    """What was asked of any of them since then."""
+    return set().union(*[names_of(await server.ask("INFO", "commandstats")) for server in servers])
 
 
 async def refusals(servers: Sequence[Server]) -> list[Any]:

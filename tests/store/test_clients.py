@@ -63,6 +63,23 @@ async def test_tls(tls: Callable[..., Awaitable[TlsServer]]) -> None:
     await both_work(f"{server.url}&ssl_server_name=redis.internal")
 
 
+async def test_a_right_that_is_missing_is_told_as_such_by_a_cluster_too(cluster: Cluster) -> None:
+    """It is no server outside of a cluster."""
+    for server in cluster.servers:
+        await server.ask("ACL SETUSER", "ada", "reset", "on", ">hush", "~*", "+ping", "+client|setname")
+    url = cluster.url.replace("://", "://ada:hush@")
+    try:
+        with pytest.raises(redis.exceptions.NoPermissionError, match=r"cluster\|slots"):
+            await asyncio.to_thread(make_client, url, 1.0, "test")
+        client: Any = make_async_client(url, 1.0, "test")
+        with pytest.raises(redis.exceptions.NoPermissionError, match=r"cluster\|slots"):
+            await client.ping()
+        await client.aclose()
+    finally:
+        for server in cluster.servers:
+            await server.ask("ACL DELUSER", "ada")
+
+
 @pytest.mark.parametrize("secure", [True, False])
 @pytest.mark.parametrize("kind", ["", "+cluster", "+sentinel"])
 async def test_what_is_away_is_a_redis_error(kind: str, secure: bool, tmp_path: Path) -> None:
