@@ -22,7 +22,7 @@ from dataclasses import replace
 from enum import Enum
 from hashlib import blake2b
 from math import ceil
-from secrets import token_hex
+from random import Random
 from typing import Final, NamedTuple, NoReturn
 
 from gateway.plugin import Script
@@ -40,6 +40,10 @@ SOFT_MARK: Final = b"~"
 # Until the year 2286: a longer one is none of ours.
 MAX_TIME_DIGITS: Final = 16
 MOMENT: Final = 0.001
+# A value of 15 digits takes a step of the allocator less than one of 16, in each worker that keeps it.
+UNLIKE_BITS: Final = 60
+# Its own: whoever seeds the common one would have values come again, and purged answers with them.
+_RANDOM: Final = Random()  # noqa: S311  # no secret
 
 Command = tuple[bytes | str | int, ...]
 
@@ -83,13 +87,18 @@ class Ending(NamedTuple):
     def arguments(self) -> tuple[str | int, ...]:
         """The script's."""
         # Other generations than tags' are read before an answer is asked for: without one nothing hangs on it.
-        begun = token_hex(8) if self.soft and self.tag else ""
+        begun = unlike_any() if self.soft and self.tag else ""
         return (milliseconds(GENERATION_SECONDS), begun) if self.soft else (milliseconds(GENERATION_SECONDS),)
 
     def command(self) -> Command:
         """The same for a client that has no scripts loaded."""
         script = self.script
         return ("UNLINK", self.name) if script is None else ("EVAL", script.source, 1, self.name, *self.arguments())
+
+
+def unlike_any() -> str:
+    """A text that no other one is, of whichever worker; no secret."""
+    return f"{_RANDOM.getrandbits(UNLIKE_BITS):0{UNLIKE_BITS // 4}x}"
 
 
 def fingerprint(values: Sequence[bytes | None]) -> bytes:

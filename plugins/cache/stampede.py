@@ -18,17 +18,14 @@ A refresh of what is still served waits for nothing: if somebody else has the lo
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from secrets import token_hex
 from typing import Any, Final, Protocol
 
-from gateway.plugin import RedisError, Response, end_patience, share_patience
+from gateway.plugin import Response, end_patience, share_patience
 from plugins.cache.entry import Entry, Stored
+from plugins.cache.generations import unlike_any
 from plugins.cache.keys import Place
 from plugins.cache.store import NOTHING, Grant, Store
-
-logger = logging.getLogger("gateway.cache")
 
 # Each may hold a body of `max_body`; requests past this go to the upstream by themselves.
 MAX_FLIGHTS: Final = 1000
@@ -178,6 +175,29 @@ class Flight:
             self._closing(response.body.aclose())
 
 
+class Lease:
+    """A lock in hand, kept until `end`; if that cannot be done it ends by itself.
+
+    Args:
+        extend: asks for another `lock_ttl`.
+        every: seconds.
+    """
+
+    __slots__ = ("_every", "_extend", "_timer")
+
+    def __init__(self, extend: Callable[[], object], *, every: float) -> None:
+        self._extend = extend
+        self._every = every
+        self._timer = asyncio.get_running_loop().call_later(every, self._again)
+
+    def _again(self) -> None:
+        self._extend()
+        self._timer = asyncio.get_running_loop().call_later(self._every, self._again)
+
+    def end(self) -> None:
+        self._timer.cancel()
+
+
 class Flights:
     """All flights of one worker.
 
@@ -266,7 +286,7 @@ class Flights:
 
     async def _reload(self, work: Work, answer: Handover) -> Landing:
         share_patience()
-        owner = token_hex(8)
+        owner = unlike_any()
         grant = await self._acquire(work, owner)
         return await self._hold(work, owner, grant.time, answer) if grant.owned else Landing(AGAIN, work.place)
 
@@ -274,7 +294,7 @@ class Flights:
         store, place = self._store, work.place
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wait_timeout
-        owner = token_hex(8)
+        owner = unlike_any()
         grant = await self._acquire(work, owner)
         if grant.owned:
             # `known` may have been purged softly: that leaves this one time as it was.
@@ -295,7 +315,7 @@ class Flights:
         store, place = self._store, work.place
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wait_timeout
-        owner = token_hex(8)
+        owner = unlike_any()
         grant = await self._acquire(work, owner)
         while not grant.owned:
             again = True
@@ -332,7 +352,7 @@ class Flights:
         Args:
             found: between our look and our lock somebody may have fetched it.
         """
-        keeper = asyncio.get_running_loop().create_task(self._extend(work.place, owner))
+        lease = Lease(lambda: self._store.extend(work.place, owner), every=self._lock_ttl / 2)
         try:
             landing = await work.landed(found) if found is not None else None
             if landing is None:
@@ -341,14 +361,6 @@ class Flights:
             self._store.release(work.place, owner)
             raise
         finally:
-            keeper.cancel()
+            lease.end()
         self._store.release(work.place, owner)
         return landing
-
-    async def _extend(self, place: Place, owner: str) -> None:
-        while True:
-            await asyncio.sleep(self._lock_ttl / 2)
-            try:
-                await self._store.extend(place, owner)
-            except RedisError as error:
-                logger.debug("a lock could not be extended: %s", error)

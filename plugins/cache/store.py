@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from secrets import token_hex
 from typing import Final
 
 from gateway.plugin import All, Answer, Gets, Known, Read, Redis, RedisDown, RedisError, Script
@@ -30,6 +29,7 @@ from plugins.cache.generations import (
     milliseconds,
     purged_at,
     standing,
+    unlike_any,
 )
 from plugins.cache.keys import Place, everything, of_tag
 from plugins.cache.policy import MAX_LIFE
@@ -205,13 +205,9 @@ class Store:
             found = None  # said once by the read that found it
         return Grant(bool(owned), int(time), found)
 
-    async def extend(self, place: Place, owner: str) -> bool:
-        """Keep the lock for another `lock_ttl`; whether it was still ours.
-
-        Raises:
-            RedisError: Redis cannot tell.
-        """
-        return bool(await self._redis.run(EXTEND, [place.lock], [owner, self._lock_ms], bulk=True))
+    def extend(self, place: Place, owner: str) -> Answer:
+        """Keep the lock for another `lock_ttl`; whether it was still ours."""
+        return self._redis.run(EXTEND, [place.lock], [owner, self._lock_ms], bulk=True)
 
     def release(self, place: Place, owner: str, *, nothing: bool = False, again: bool = False) -> None:
         """Give the lock back without having stored anything; nobody waits for the reply.
@@ -355,7 +351,7 @@ class Store:
         return self._redis.run(ending.script, [ending.name], ending.arguments())
 
     def _begin(self, name: bytes, seconds: float = GENERATION_SECONDS) -> Answer:
-        answer = self._redis.run(GENERATION, [name], [token_hex(8), milliseconds(seconds)])
+        answer = self._redis.run(GENERATION, [name], [unlike_any(), milliseconds(seconds)])
         self._redis.mirror.drop(name)
         self._believed.pop(name, None)
         return answer

@@ -277,7 +277,7 @@ async def test_a_holder_that_was_stopped_does_not_overwrite_what_was_fetched_mea
     config = {"plugins": {"cache": {"lock_ttl": 0.2}}}
     node, other = await gateway(config), await gateway(config)
     # A process that is stopped does not extend its lock.
-    monkeypatch.setattr(node.plugins["cache"]._flights, "_extend", lambda *_: asyncio.sleep(60))  # type: ignore[attr-defined]
+    monkeypatch.setattr(node.plugins["cache"]._flights, "_lock_ttl", 120)  # type: ignore[attr-defined]
     first = asyncio.ensure_future(ask(node))
     await eventually(lambda: calls == 1)
     assert (await ask(other)).body == b"2"
