@@ -74,7 +74,7 @@ class Address(Place):
         generations: the keys whose change makes everything here void.
     """
 
-    __slots__ = ("generations", "tags", "wanted")
+    __slots__ = ("_copies", "generations", "tags", "wanted")
 
     def __init__(self, prefix: str, name: str, generations: tuple[bytes, ...]) -> None:
         super().__init__(prefix, name)
@@ -83,10 +83,22 @@ class Address(Place):
         """Of what was found here last: their generations are asked for together with the address' own."""
         self.wanted = Wanted(self.entry, generations)
         """What to ask for here."""
+        self._copies: dict[int, Wanted] | None = None
+
+    def wanted_of(self, number: int) -> Wanted:
+        """What to ask for a copy; see `shard`. Few addresses are so hot that there are any."""
+        copies = self._copies
+        if copies is None:
+            copies = self._copies = {}
+        wanted = copies.get(number)
+        if wanted is None:
+            wanted = copies[number] = Wanted(self.shard(number), [read.key for read in self.wanted.generations])
+        return wanted
 
     def expect(self, tags: tuple[str, ...]) -> None:
         """Ask for the generations of these tags too, from the next time on."""
         self.tags = tags
+        self._copies = None
         self.wanted = Wanted(self.entry, (*self.generations, *[of_tag(self._prefix, tag) for tag in tags]))
 
     def variant(self, names: Iterable[str], values: Iterable[str]) -> Place:

@@ -12,7 +12,7 @@ from plugins.cache.keys import Address, Place
 from plugins.cache.store import Asked, Store, ends_of
 from plugins.cache.target import Target, Targets
 from plugins.cache.vary import selecting
-from plugins.cache.wanted import Found, Wanted
+from plugins.cache.wanted import Found
 
 
 class Visit:
@@ -94,9 +94,7 @@ class Lookup:
 
     def ask(self, address: Address, number: int) -> Answer:
         """Have everything read that can be named already, with this tick's write; see `Store.find`."""
-        if not number:
-            return self.store.find(address.wanted)
-        return self.store.find(Wanted(address.shard(number), address.generations))
+        return self.store.find(address.wanted_of(number) if number else address.wanted)
 
     async def find(self, visit: Visit, request: Request) -> Entry | Uncacheable | None:
         """What is stored for the request and not purged; it may be stale. Fills in `address`, `place` and `index`.

@@ -219,3 +219,21 @@ async def test_copies_of_an_index_do_not_lead_to_where_nothing_is_stored_any_mor
     for _ in range(6):
         await ask(node, "/hot")
     assert {(await ask(node, "/hot")).cache for _ in range(6)} == {"HIT"}
+
+
+@pytest.mark.parametrize("fields", [{}, {"Cache-Tag": "news"}], ids=["plain", "tagged"])
+async def test_a_hot_answer_costs_one_question(
+    gateway: StartGateway, ask: Client, say: Say, fields: dict[str, str]
+) -> None:
+    say("/hot", "max-age=60", **fields)
+    node = await gateway({"plugins": {"cache": {"shards": 3}}, "redis": {"mirror": {"max_bytes": 0}}})
+    plugin: Any = node.plugins["cache"]
+    await ask(node, "/hot")
+    [address] = plugin._lookup.keys._known._items.values()
+    plugin._hot._until[address.digest] = float("inf")
+    for _ in range(6):  # each copy is made
+        await ask(node, "/hot")
+    asked = plugin._store.asked
+    for _ in range(6):
+        assert (await ask(node, "/hot")).cache == "HIT"
+    assert plugin._store.asked == asked + 6
