@@ -173,6 +173,10 @@ class Redis:
         self.send(link, call.packed, reply)
         return reply
 
+    def reaches(self, key: Part, *, bulk: bool = False) -> bool:
+        """Whether a question about this key could leave now: for who would have to work to ask it."""
+        return ((self._bulk if bulk else self._main) or self._link_for(("", key), bulk)).open
+
     def read(
         self,
         command: str | Script,

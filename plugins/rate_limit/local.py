@@ -7,10 +7,11 @@ that one outage after the other gives nobody more than one.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 from plugins.rate_limit.limits import Limit
 
@@ -26,43 +27,54 @@ def microseconds() -> int:
     return time.monotonic_ns() // 1000
 
 
-class Meter(Protocol):
+class Meter(ABC):
     """One limit of one client. `room` is called first, and brings it up to `now`."""
 
-    limit: Limit
+    __slots__ = ("_owed", "limit")
+
+    def __init__(self, limit: Limit) -> None:
+        self.limit = limit
+        self._owed = 0
 
     @property
+    @abstractmethod
     def size(self) -> int:
         """Bytes, about."""
 
+    @abstractmethod
     def room(self, now: int) -> int:
         """How many requests it would allow now."""
 
+    @abstractmethod
     def take(self, now: int) -> None:
         """Count one."""
 
+    @abstractmethod
     def wait(self, now: int) -> int:
         """Microseconds until there is room for one more than now."""
 
+    @abstractmethod
     def debt(self, now: int) -> list[int]:
         """What Redis does not know of yet, and would still count: the ages of requests, or how many."""
 
     def settled(self) -> int:
         """Now it does; of how many more."""
+        owed, self._owed = self._owed, 0
+        return owed
 
     def owe(self, count: int) -> None:
         """Of so many it does not, after all."""
+        self._owed += count
 
 
-class SlidingWindow:
+class SlidingWindow(Meter):
     """At most N requests in any period: the times of those that were counted."""
 
-    __slots__ = ("_owed", "_times", "limit")
+    __slots__ = ("_times",)
 
     def __init__(self, limit: Limit) -> None:
-        self.limit = limit
+        super().__init__(limit)
         self._times = array("q")
-        self._owed = 0
 
     @property
     def size(self) -> int:
@@ -88,24 +100,16 @@ class SlidingWindow:
         self.room(now)
         return [now - time for time in self._times[max(0, len(self._times) - self._owed) :]]
 
-    def settled(self) -> int:
-        owed, self._owed = self._owed, 0
-        return owed
 
-    def owe(self, count: int) -> None:
-        self._owed += count
-
-
-class TokenBucket:
+class TokenBucket(Meter):
     """Holds at most the capacity, gains N per period. A token is worth `period` units of level, as in the script."""
 
-    __slots__ = ("_level", "_owed", "_since", "limit")
+    __slots__ = ("_level", "_since")
 
     def __init__(self, limit: Limit) -> None:
-        self.limit = limit
+        super().__init__(limit)
         self._level = limit.capacity * limit.period
         self._since = 0
-        self._owed = 0
 
     @property
     def size(self) -> int:
@@ -129,13 +133,6 @@ class TokenBucket:
         self.room(now)
         missing = self.limit.capacity * self.limit.period - self._level
         return [min(self._owed, -(-missing // self.limit.period))]
-
-    def settled(self) -> int:
-        owed, self._owed = self._owed, 0
-        return owed
-
-    def owe(self, count: int) -> None:
-        self._owed += count
 
 
 METERS: Final[dict[Algorithm, Callable[[Limit], Meter]]] = {

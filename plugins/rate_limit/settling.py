@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Final
 
@@ -25,7 +26,7 @@ PAUSE_SECONDS: Final = 0.05
 """How often it is tried while Redis is away, and how long Redis is left alone between two rounds."""
 LONGEST_PAUSE_SECONDS: Final = 1.0
 """The pause doubles up to this while nothing can be told."""
-AT_ONCE: Final = 200
+ROUND: Final = 200
 """Clients in one round."""
 MAX_FAILED: Final = 5
 """After so many that cannot be told a round ends."""
@@ -72,7 +73,8 @@ class Settling:
 
     def tell_first(self, redis: Redis, who: str) -> None:
         """Send what a client owes, if he does, before a question about him."""
-        if who in self._local.owing and not self._refused:
+        # What is owed may be many numbers: they are not put together for a Redis that is away.
+        if who in self._local.owing and not self._refused and redis.reaches(self._keys(who)[0]):
             self._tell(redis, who)
 
     def _tell(self, redis: Redis, who: str) -> Answer:
@@ -95,12 +97,10 @@ class Settling:
             while owing:
                 await asyncio.sleep(pause)
                 failed = 0
-                for who in list(islice(owing, AT_ONCE)):
+                for who in list(islice(owing, ROUND)):
                     if who not in owing:
                         continue  # a request has told it meanwhile
-                    try:
-                        await self._tell(redis, who)
-                    except RedisError:
+                    if not await self._has_told(redis, who):
                         if who in owing:
                             # Another's keys may lie on another server, which is there.
                             owing[who] = owing.pop(who)
@@ -110,6 +110,15 @@ class Settling:
                 pause = PAUSE_SECONDS if failed < MAX_FAILED else min(2 * pause, LONGEST_PAUSE_SECONDS)
         finally:
             self._task = None
+
+    async def _has_told(self, redis: Redis, who: str) -> bool:
+        """Whether Redis knows by now."""
+        if not redis.reaches(self._keys(who)[0]):
+            return False
+        with suppress(RedisError):
+            await self._tell(redis, who)
+            return True
+        return False
 
     def _arguments(self, debts: Sequence[Sequence[int]]) -> list[int]:
         found: list[int] = []

@@ -103,17 +103,25 @@ async def test_a_client_that_comes_first_finds_its_own_requests_counted(
     assert not node.plugins["api"].local.owing  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-async def test_what_was_told_when_redis_went_away_again_is_told_once_more(
-    gateway: StartGateway, http: aiohttp.ClientSession, relay: Relay, algorithm: str
-) -> None:
-    node = await gateway(table(relay.url, "5/hour", algorithm=algorithm))
-    api: Any = node.plugins["api"]
+async def owing_four(
+    gateway: StartGateway, http: aiohttp.ClientSession, relay: Relay, limit: str, **keys: Any
+) -> Gateway:
+    """A node that has let four requests pass while Redis was away, and has just found it again."""
+    node = await gateway(table(relay.url, limit, **keys))
     relay.refuse()
     await eventually(lambda: not node.worker.redis.up)
     assert await hammer(http, [node], 4) == {200: 4}
     await relay.start()
     await eventually(lambda: node.worker.redis.up)
+    return node
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+async def test_what_was_told_when_redis_went_away_again_is_told_once_more(
+    gateway: StartGateway, http: aiohttp.ClientSession, relay: Relay, algorithm: str
+) -> None:
+    node = await owing_four(gateway, http, relay, "5/hour", algorithm=algorithm)
+    api: Any = node.plugins["api"]
     relay.partition()
     # Told, as far as this node knows; it does not arrive.
     await eventually(lambda: not api.local.owing)
@@ -128,13 +136,8 @@ async def test_what_redis_was_slow_to_take_counts_once(
     gateway: StartGateway, http: aiohttp.ClientSession, relay: Relay, redis_client: redis.asyncio.Redis
 ) -> None:
     """The question has arrived; only the answer is late."""
-    node = await gateway(table(relay.url, "40/hour"))
+    node = await owing_four(gateway, http, relay, "40/hour")
     api: Any = node.plugins["api"]
-    relay.refuse()
-    await eventually(lambda: not node.worker.redis.up)
-    assert await hammer(http, [node], 4) == {200: 4}
-    await relay.start()
-    await eventually(lambda: node.worker.redis.up)
     relay.stall()
     await eventually(lambda: node.worker.redis.links[0].stalled)
     relay.heal()
