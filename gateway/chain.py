@@ -21,6 +21,7 @@ from gateway.observe.metrics import Metrics
 from gateway.plugin import LATER, Handler, Later, Plugin, problem
 from gateway.request import Request
 from gateway.response import Response
+from gateway.seldom import Seldom
 from gateway.store import Answer, Known, Redis, RedisDown, RedisError, RedisTimeout
 from gateway.store.answer import Down, Within
 from gateway.store.patience import have_patience
@@ -35,7 +36,6 @@ LATE: Final = "chain.late"
 DEFAULT_TIMEOUT: Final = 0.25
 # What was asked at once ends by the links' clock, for all who wait for it together.
 SLACK_SECONDS: Final = 0.01
-COMPLAINT_PAUSE_SECONDS: Final = 10.0
 DECIDED: Final = "gateway_decided_without_redis_total"
 DECIDED_TEXT: Final = "Requests that a plugin has decided about without Redis, by what it did."
 
@@ -68,7 +68,7 @@ class Chain:
         self._redis = redis
         self._metrics = metrics if metrics is not None else Metrics()
         self._timeout = timeout
-        self._complained = -COMPLAINT_PAUSE_SECONDS
+        self._complaint = Seldom()
         self._asks = tuple((plugin, plugin.ask) for plugin in plugins if _has(plugin, "ask"))
         # What each plugin does on the way down: (its number, plugin, its check, whether it has a `__call__`)
         self._steps: tuple[tuple[int, Plugin, Check | None, bool], ...] = tuple(
@@ -257,8 +257,7 @@ class Chain:
 
     def _complain(self, plugin: Plugin, error: RedisError) -> None:
         """Say that Redis is out of memory or a script broken, now and then. (That it is away, its link tells.)"""
-        if not isinstance(error, RedisDown) and time.monotonic() - self._complained >= COMPLAINT_PAUSE_SECONDS:
-            self._complained = time.monotonic()
+        if not isinstance(error, RedisDown) and self._complaint.due():
             logger.warning("%s: Redis refused its question: %s", plugin.name, error)
 
 

@@ -36,6 +36,7 @@ from gateway.response import (
     header_line,
     problem,
 )
+from gateway.seldom import Seldom
 from gateway.store import (
     All,
     Answer,
@@ -87,6 +88,7 @@ __all__ = [
     "Response",
     "Script",
     "Seconds",
+    "Seldom",
     "Size",
     "Stream",
     "end_patience",

@@ -14,8 +14,9 @@ import re
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 PIECE = 65536
 # Pieces under way in each direction of a connection: what comes after them waits in the kernel's buffers.
@@ -23,6 +24,17 @@ MAX_UNDER_WAY = 1000
 # As MOVED, ASK and CLUSTER NODES write an address (and URLs), CLUSTER SLOTS, and Sentinels in two ways. Ports that the
 # kernel chooses have five digits; so what stands before a text, its length, stays true.
 ADDRESS = re.compile(rb"(127\.0\.0\.1(?::|\r\n:|\r\n(?:\$4\r\nport\r\n)?\$5\r\n))(\d{5})(?!\d)")
+
+
+async def until_one_ends(*pumps: Coroutine[Any, Any, None]) -> None:
+    """Both directions of a connection: with one the other ends."""
+    tasks = [asyncio.ensure_future(pump) for pump in pumps]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @dataclass(eq=False)
@@ -140,16 +152,11 @@ class Relay:
             return
         pair = _Pair(writer, server_writer)
         self._pairs.add(pair)
-        pumps = [
-            asyncio.ensure_future(self._pump(reader, pair, to_client=False)),
-            asyncio.ensure_future(self._pump(server_reader, pair, to_client=True)),
-        ]
         try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            await until_one_ends(
+                self._pump(reader, pair, to_client=False), self._pump(server_reader, pair, to_client=True)
+            )
         finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
             self._pairs.discard(pair)
             for one in (pair.client, pair.server):
                 one.close()

@@ -11,12 +11,23 @@ import random
 from collections.abc import Callable
 from typing import Final, Literal
 
+from gateway.seldom import COMPLAINT_PAUSE_SECONDS
+
 logger = logging.getLogger("gateway.redis")
 
-# A Redis that is now there, now not, or now slow, now not, is not told of each time.
-COMPLAINT_PAUSE_SECONDS: Final = 10.0
 # A connection that has lasted for so long was a good one.
 LASTING_SECONDS: Final = 2.0
+
+
+Draw = Callable[[float, float], float]
+"""A random number between two."""
+
+
+def pause_after(failures: int, base: float, longest: float, draw: Draw = random.uniform) -> float:
+    """How long to wait after so many failures in a row: up to twice as long each time, from up to `base` to up to
+    `longest` seconds. With full jitter, so that a fleet does not come back in step.
+    """
+    return draw(0, min(longest, base * 2 ** min(failures, 16)))
 
 
 class Attempts:
@@ -26,17 +37,14 @@ class Attempts:
         name: of the link, for the log.
         base: the first pause is at most so long, each one after it at most twice as long as the one before.
         longest: no pause is longer. Once a connection has lasted, the next pause is of `base` again.
-        draw: a random number between two.
     """
 
-    def __init__(
-        self, name: str, base: float, longest: float, draw: Callable[[float, float], float] = random.uniform
-    ) -> None:
+    def __init__(self, name: str, base: float, longest: float, draw: Draw = random.uniform) -> None:
         self._name = name
-        self._base = min(base, longest)
+        self._base = base
         self._longest = longest
         self._draw = draw
-        self._ceiling = self._base
+        self._failures = 0
         self._since = 0.0
         self._told: Literal["up", "lost", "away"] = "up"  # the log's last word
         self._quiet_until = float("-inf")
@@ -52,7 +60,7 @@ class Attempts:
     def lost(self, now: float, why: str) -> None:
         """It is gone."""
         if now - self._since >= LASTING_SECONDS:
-            self._ceiling = self._base
+            self._failures = 0
         elif now < self._quiet_until:
             self._untold += 1
             return
@@ -71,9 +79,9 @@ class Attempts:
         self._told = "away"
 
     def pause(self) -> float:
-        """How long to wait before the next one. With full jitter, so that a fleet does not come back in step."""
-        pause = self._draw(0, self._ceiling)
-        self._ceiling = min(self._longest, 2 * self._ceiling)
+        """How long to wait before the next one."""
+        pause = pause_after(self._failures, self._base, self._longest, self._draw)
+        self._failures += 1
         return pause
 
     def _before(self) -> str:

@@ -60,9 +60,11 @@ def make_async_client(url: str, timeout: float, name: str) -> AsyncRedis:
     if place.kind == "sentinel":
         return _behind_sentinels(place, timeout, options)
     if place.path:
-        return Redis(unix_socket_path=place.path, retry=no_retry(), **options)
+        return Redis(unix_socket_path=place.path, retry=_no_async_retry(), **options)
     host, port = place.hosts[0]
-    return _certified(Redis(host=host, port=port, retry=no_retry(), **options, **_secure(place)), place.server_name)
+    return _certified(
+        Redis(host=host, port=port, retry=_no_async_retry(), **options, **_secure(place)), place.server_name
+    )
 
 
 def make_node_client(place: Place, host: str, port: int, timeout: float) -> AsyncRedis:
@@ -70,7 +72,7 @@ def make_node_client(place: Place, host: str, port: int, timeout: float) -> Asyn
     from redis.asyncio import Redis
 
     options = _options(place, timeout, "") | _secure(place)
-    return _certified(Redis(host=host, port=port, retry=no_retry(), **options), place.server_name)
+    return _certified(Redis(host=host, port=port, retry=_no_async_retry(), **options), place.server_name)
 
 
 def make_sync_node_client(place: Place, host: str, port: int, timeout: float) -> Redis:
@@ -93,11 +95,11 @@ def make_async_sentinel(place: Place, timeout: float) -> Any:
     """The same for asyncio."""
     from redis.asyncio.sentinel import Sentinel
 
-    options = _sentinel_options(place, timeout) | {"retry": no_retry()}
+    options = _sentinel_options(place, timeout) | {"retry": _no_async_retry()}
     return _certified_sentinels(place, cast(Any, Sentinel)(place.hosts, sentinel_kwargs=options))
 
 
-def no_retry() -> Any:
+def _no_async_retry() -> Any:
     """For redis.asyncio: whoever asks decides whether to ask again."""
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
@@ -188,7 +190,7 @@ def _behind_sentinels(place: Place, timeout: float, options: dict[str, Any]) -> 
             await super().aclose(close_connection_pool)
             await sentinel.aclose()
 
-    options |= {"retry": no_retry(), **_secure(place)}
+    options |= {"retry": _no_async_retry(), **_secure(place)}
     made: AsyncRedis = sentinel.master_for(place.service, redis_class=Primary, **options)
     return _certified(made, place.server_name)
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, cast
 
 from gateway.store.answer import RedisDown, RedisError, Reply, Waiting
+from gateway.store.attempts import pause_after
 from gateway.store.clients import make_node_client
 from gateway.store.handshake import Owner
 from gateway.store.link import Link, LinkOptions
@@ -219,8 +220,8 @@ class Cluster:
             failures = 0 if await asyncio.shield(self._refreshing) and self.up else failures + 1
             if failures:
                 self._wanted.set()
-            ceiling = min(self._options.backoff_max, self._options.backoff_base * 2 ** min(failures, 16))
-            await asyncio.sleep(max(REFRESH_SECONDS, random.uniform(0, ceiling)))  # noqa: S311
+            pause = pause_after(failures, self._options.backoff_base, self._options.backoff_max)
+            await asyncio.sleep(max(REFRESH_SECONDS, pause))
 
     async def _watch(self) -> None:
         pause = self._options.max_silence / 2

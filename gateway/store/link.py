@@ -23,8 +23,9 @@ from typing import Final, cast
 import hiredis
 from redis.exceptions import RedisError as ClientError
 
+from gateway.seldom import Seldom
 from gateway.store.answer import Answer, RedisDown, RedisError, RedisTimeout, Reply, Waiting
-from gateway.store.attempts import COMPLAINT_PAUSE_SECONDS, Attempts
+from gateway.store.attempts import Attempts
 from gateway.store.handshake import Owner, check_server, handshake
 from gateway.store.prepared import pack
 from gateway.store.url import Address, tls_context
@@ -80,7 +81,7 @@ class Link:
         self.commands = 0
         self.timeouts = 0
         self._room = options.max_queue
-        self._complained = -COMPLAINT_PAUSE_SECONDS
+        self._complaint = Seldom()
         self._owner = owner
         self._on_push = owner.on_push
         # per connection
@@ -345,9 +346,7 @@ class Link:
             return
         self.stalled = stalled
         self._room = 0 if stalled else self.options.max_queue
-        now = self._loop.time()
-        if stalled and now - self._complained >= COMPLAINT_PAUSE_SECONDS:
-            self._complained = now
+        if stalled and self._complaint.due():
             milliseconds = self.options.timeout * 1000
             logger.warning(
                 "redis: link %s does not answer within %.0f ms; nobody waits until it does", self.name, milliseconds

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from random import random
-from typing import Final
 
+from gateway.plugin import Seldom
 from plugins.cache.lookup import Lookup
 from plugins.cache.policy import Rules
 from plugins.cache.tags import Template
 
 logger = logging.getLogger("gateway.cache")
-
-COMPLAINT_PAUSE_SECONDS: Final = 10.0
 
 
 class Fetcher:
@@ -53,11 +50,9 @@ class Fetcher:
         self.patience = patience
         self.clock = clock
         self.chance = chance
-        self._complained = -COMPLAINT_PAUSE_SECONDS
+        self._complaint = Seldom()
 
     def complain(self, error: Exception) -> None:
         """Say that answers cannot be stored, now and then."""
-        now = time.monotonic()
-        if now - self._complained >= COMPLAINT_PAUSE_SECONDS:
-            self._complained = now
+        if self._complaint.due():
             logger.warning("cache: an answer could not be stored: %s", error)

@@ -21,6 +21,7 @@ from gateway.plugin import (
     RedisError,
     Request,
     Response,
+    Seldom,
     share_patience,
 )
 from plugins.cache.answers import hit, mark, not_stored
@@ -57,7 +58,6 @@ MAX_LEFT: Final = 100
 REPORT_SECONDS: Final = 1.0
 RENEW_SECONDS: Final = 600.0
 MAX_SKEW: Final = 1.0
-COMPLAINT_PAUSE_SECONDS: Final = 10.0
 
 
 class Cache(Plugin):
@@ -82,7 +82,7 @@ class Cache(Plugin):
         self.report_seconds = REPORT_SECONDS
         self._reporter: asyncio.Task[None] | None = None
         self._left = 0
-        self._complained = -COMPLAINT_PAUSE_SECONDS
+        self._complaint = Seldom()
 
     def targets(self, seen: Worker | Context) -> Targets:
         """What tells which answer a request is for: workers go by it, and so does who explains what they do."""
@@ -274,9 +274,7 @@ class Cache(Plugin):
 
     def _complain(self, error: RedisError) -> None:
         """Say that purges have to wait, now and then."""
-        now = time.monotonic()
-        if now - self._complained >= COMPLAINT_PAUSE_SECONDS:
-            self._complained = now
+        if self._complaint.due():
             logger.warning("%s: what was changed could not be purged yet: %s", self.name, error)
 
     def _changed(self, request: Request, urls: list[tuple[str, str]]) -> list[Ending]:

@@ -29,6 +29,7 @@ from gateway.plugin import (
     Request,
     Response,
     Seconds,
+    Seldom,
     header_line,
     problem,
 )
@@ -62,7 +63,6 @@ MAX_TTL: Final = 10 * 365 * 86400.0
 MAX_REMEMBERED_TOUCHES: Final = 10_000
 MAX_TOUCHES_IN_FLIGHT: Final = 1000
 MAX_REMEMBERED_USERS: Final = 10_000
-COMPLAINT_PAUSE_SECONDS: Final = 10.0
 MAX_PARSED: Final = 4096
 MAX_PARSED_BYTES: Final = 1024
 
@@ -167,7 +167,7 @@ class Session(Plugin):
         self._touched: dict[str, float] = {}
         self._touching: set[asyncio.Task[None]] = set()
         self._complained: set[str] = set()
-        self._complained_at = -math.inf
+        self._complaint = Seldom()
 
     def layout(self, prefix: str) -> Layout:
         """Where this plugin's sessions lie."""
@@ -377,8 +377,7 @@ class Session(Plugin):
                 for other in ended:
                     redis.tell("UNLINK", layout.key(other.decode()))
         except RedisError as error:
-            if now - self._complained_at >= COMPLAINT_PAUSE_SECONDS:
-                self._complained_at = now
+            if self._complaint.due():
                 logger.warning("%s: a session's end could not be moved on: %s", self.name, error)
 
 

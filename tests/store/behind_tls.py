@@ -19,7 +19,7 @@ from unittest import mock
 from urllib.parse import quote
 
 from tests.certificates import Authority
-from tests.relay import running_relay
+from tests.relay import running_relay, until_one_ends
 from tests.servers import Cluster, Group, Sentinel, SentinelProcess, Server, free_ports, tls_binary, userinfo
 
 HANDSHAKE = b"\x16"
@@ -68,13 +68,7 @@ class Fork:
             there, to = await asyncio.open_connection("127.0.0.1", self._tls if first == HANDSHAKE else self._plain)
             writers.append(to)
             to.write(first)
-            pumps = [asyncio.ensure_future(one) for one in (self._pump(reader, to), self._pump(there, writer))]
-            try:
-                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for pump in pumps:
-                    pump.cancel()
-                await asyncio.gather(*pumps, return_exceptions=True)
+            await until_one_ends(self._pump(reader, to), self._pump(there, writer))
         except OSError:
             pass  # nobody there: the client sees that it is closed
         finally:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.store.attempts import COMPLAINT_PAUSE_SECONDS, LASTING_SECONDS, Attempts
+from gateway.seldom import COMPLAINT_PAUSE_SECONDS
+from gateway.store.attempts import LASTING_SECONDS, Attempts
 from tests.harness import eventually
 from tests.relay import Relay
 from tests.store.conftest import MakeStore
