@@ -104,13 +104,15 @@ class Chain:
             # Nothing else ran in between: the difference is this request's own questions.
             request.trips = 1
             request.last_tick = redis.tick
-        return self.go_on(request)
+            redis.all_asked()
+        return self.go_on(request, 0, redis.asked - asked == 1)
 
-    def go_on(self, request: Request, base: int = 0) -> Response | None:
+    def go_on(self, request: Request, base: int = 0, alone: bool = False) -> Response | None:
         """As far as possible without waiting, from where the request is.
 
         Args:
             base: the first plugin that has its say about the answer.
+            alone: it has asked Redis one thing only.
 
         Returns:
             The answer. Or None: when `request.waiting` is ready, call this again; where that is None too, `rest`.
@@ -126,7 +128,7 @@ class Chain:
                     reply = answer.value
                     if reply is None and not (answer.ready and answer.error is None):
                         request.depth = position
-                        request.waiting = None if answer.ready else last_of(answers, answer)
+                        request.waiting = None if answer.ready else answer if alone else last_of(answers, answer)
                         if LATE in request.state and request.waiting is not None:
                             request.waiting = self._in_time(request, request.waiting)
                         return None

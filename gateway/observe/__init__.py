@@ -25,7 +25,8 @@ METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "
 RESIDENT: Final = Path("/proc/self/statm")
 NO_ROUTE: Final = "-"
 MAX_CACHED: Final = 2000
-LINE: Final = '%s%s%d,"ms":%d.%03d,"upstream_ms":%s,"redis_trips":%d,"request_id":%s}\n'
+# What follows the whole milliseconds: to format a number takes longer than the rest of a line.
+THOUSANDTHS: Final = tuple([f'.{number:03d},"upstream_ms":' for number in range(1000)])
 # Characters, as they stand in the line: with all that goes with them they fit in `MAX_LINE`.
 MAX_PATH: Final = 2800
 CUT_PATH: Final = 400
@@ -156,9 +157,10 @@ class Observer:
             if now >= self._second_ends or int((now - self._second_starts) * 1000) != self._millisecond:
                 self._next_millisecond(now)
             # Written by hand, from parts that are remembered: a third of the time of a dict and orjson.
-            line = LINE % (
-                self._stamp, told, sent, took // 1000, took % 1000, waited, trips, quoted(request.id, MAX_ID)
-            )  # fmt: skip
+            line = (
+                f'{self._stamp}{told}{sent},"ms":{took // 1000}{THOUSANDTHS[took % 1000]}{waited}'
+                f',"redis_trips":{trips},"request_id":{quoted(request.id, MAX_ID)}}}\n'
+            )
             self.access_log.write(line.encode())
 
     def _next_millisecond(self, now: float) -> None:

@@ -158,8 +158,9 @@ class Reply(Answer):
 
     def _arrived(self) -> None:
         self.ready = True
-        callback, self._callback = self._callback, None
+        callback = self._callback
         if callback is not None:
+            self._callback = None
             try:
                 callback(self)
             except Exception:

@@ -27,15 +27,20 @@ class Reading(Reply):
         self._parse = parse
 
     def settle(self, reply: Any) -> None:
-        redis, key = self._redis, self._key
-        if redis._reading.get(key) is self:
-            del redis._reading[key]
-        value = redis.parsed(self._parse, key, reply)
-        if redis.mirror.max_bytes:
-            redis.mirror.put(key, value, weight(reply))
+        redis, parse = self._redis, self._parse
+        value = reply if parse is None else redis.parsed(parse, self._key, reply)
+        mirror = redis.mirror
+        if mirror.max_bytes:
+            key = self._key
+            if redis._reading.get(key) is self:
+                del redis._reading[key]
+            mirror.put(key, value, weight(reply))
         if not self.ready:
             self.value = value
-            self._arrived()
+            if self._callback is None:
+                self.ready = True
+            else:
+                self._arrived()
 
     def refuse(self, error: str, link: Link, deadline: float) -> None:
         redis, key = self._redis, self._key
@@ -59,19 +64,22 @@ class Reading(Reply):
 class Several(Reply):
     """An MGET in flight."""
 
-    __slots__ = ("_gets", "_redis")
-
-    bulky = True
+    __slots__ = ("_gets", "_redis", "bulky")
 
     def __init__(self, redis: Redis, gets: Gets) -> None:
-        super().__init__()
+        # Not by super(): this runs for each request without a mirror.
+        self.ready = False
+        self.value = self.error = self._callback = None
         self._redis = redis
         self._gets = gets
+        self.bulky = gets.bulk
 
     def settle(self, reply: Any) -> None:
         for number, read in self._gets.parsing:
             reply[number] = self._redis.parsed(read.parse, read.key, reply[number])
-        super().settle(reply)
+        if not self.ready:
+            self.value = reply
+            self._arrived()
 
 
 class Gathered(All):
@@ -113,7 +121,10 @@ class Run(Reply):
         # Not by super(): this runs for each request.
         if not self.ready:
             self.value = reply
-            self._arrived()
+            if self._callback is None:
+                self.ready = True
+            else:
+                self._arrived()
 
     def refuse(self, error: str, link: Link, deadline: float) -> None:
         call, self._call = self._call, None

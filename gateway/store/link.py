@@ -37,8 +37,6 @@ NOT_COMPLETE: Final = object()
 NO_PRIMARY: Final = frozenset({"READONLY", "MASTERDOWN", "LOADING"})
 # The first command of the handshake may wait for a server that is still loading its data.
 CONNECT_SECONDS: Final = 5.0
-# Of a tick's commands so many leave as soon as they are there: Redis begins with them while the rest is being made.
-AHEAD: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +78,17 @@ class Link:
         self.writes = 0
         self.commands = 0
         self.timeouts = 0
-        self._room = options.max_queue
+        self.room = 0
+        """So many may wait for a reply; nobody may while it is down, or does not answer in time."""
         self._complaint = Seldom()
         self._owner = owner
         self._on_push = owner.on_push
         # per connection
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader(notEnoughData=NOT_COMPLETE)
-        self._outbox: list[bytes] = []
-        self._waiting: deque[Waiting | None] = deque()
+        self.outbox: list[bytes] = []
+        self.replies: deque[Waiting | None] = deque()
+        """Who waits for one, in their order. `Redis.send` writes here and to `outbox` as `put` does."""
         self._asked = 0  # how many commands were ever written on this connection
         self._batches: deque[tuple[int, float]] = deque()  # (_asked at the flush, when)
         self._timer: asyncio.TimerHandle | None = None
@@ -103,24 +103,24 @@ class Link:
 
     def __repr__(self) -> str:
         state = "up" if self.up else f"down ({self.why_down})"
-        return f"<Link {self.name} {state}, {len(self._waiting)} waiting>"
+        return f"<Link {self.name} {state}, {len(self.replies)} waiting>"
 
     # -- asking ------------------------------------------------------------------------------------
 
     @property
     def open(self) -> bool:
         """Whether commands can be put: it is up, answers in time, and its queue has room."""
-        return self.up and len(self._waiting) < self._room
+        return len(self.replies) < self.room
 
     @property
     def takes(self) -> bool:
         """The same for what nobody waits for: it may wait with a server that does not answer in time."""
-        return self.up and len(self._waiting) < self.options.max_queue
+        return self.up and len(self.replies) < self.options.max_queue
 
     @property
     def waiting(self) -> int:
         """How many replies are outstanding."""
-        return len(self._waiting)
+        return len(self.replies)
 
     @property
     def heard(self) -> float:
@@ -129,15 +129,12 @@ class Link:
 
     def put(self, packed: bytes, entry: Waiting | None) -> None:
         """Queue one packed command; the caller has looked at `open`, and calls `flush` this tick."""
-        outbox = self._outbox
-        outbox.append(packed)
-        self._waiting.append(entry)
-        if len(outbox) == AHEAD:
-            self.flush()
+        self.outbox.append(packed)
+        self.replies.append(entry)
 
     def flush(self) -> None:
         """Write all that was put since the last flush, at once."""
-        outbox = self._outbox
+        outbox = self.outbox
         if not outbox or self._transport is None:
             return
         self._transport.write(outbox[0] if len(outbox) == 1 else b"".join(outbox))
@@ -161,7 +158,7 @@ class Link:
         """Bytes from the server."""
         self._heard = self._loop.time()
         reader = self._reader
-        waiting = self._waiting
+        waiting = self.replies
         try:
             reader.feed(data)
             while (reply := reader.gets()) is not NOT_COMPLETE:
@@ -182,7 +179,7 @@ class Link:
 
     def _refused(self, entry: Waiting | None, error: str) -> None:
         # When it was asked stands in the batch it left with; those before it have been answered.
-        number, batches = self._asked + len(self._outbox) - len(self._waiting), self._batches
+        number, batches = self._asked + len(self.outbox) - len(self.replies), self._batches
         while batches and batches[0][0] < number:
             batches.popleft()
         asked = batches[0][1] if batches else self._heard
@@ -212,10 +209,11 @@ class Link:
         was_up, self.up = self.up, False
         self.why_down = why
         self._set_stalled(False)
+        self.room = 0
         self._transport = None
-        waiting = list(self._waiting)
-        self._waiting.clear()
-        self._outbox.clear()
+        waiting = list(self.replies)
+        self.replies.clear()
+        self.outbox.clear()
         self._batches.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -286,6 +284,7 @@ class Link:
         await self._handshake()
         self.connects += 1
         self.up = True
+        self.room = self.options.max_queue
         self.why_down = ""
         self._attempts.made(self._loop.time(), self.server_version)
         self._owner.on_state(True)
@@ -324,13 +323,13 @@ class Link:
         """End what waits for longer than `timeout`; look again when the next is due."""
         now, timeout = self._loop.time(), self.options.timeout
         batches = self._batches
-        replied = self._asked + len(self._outbox) - len(self._waiting)
+        replied = self._asked + len(self.outbox) - len(self.replies)
         while batches and batches[0][0] <= replied:
             batches.popleft()
         late = 0
         while batches and batches[0][1] + timeout <= now:
             late = batches.popleft()[0]
-        expired = list(self._waiting)[: max(0, late - replied)] if late else []
+        expired = list(self.replies)[: max(0, late - replied)] if late else []
         if expired and not self.stalled:
             self._set_stalled(True)
             self._probe()
@@ -345,7 +344,7 @@ class Link:
         if stalled == self.stalled:
             return
         self.stalled = stalled
-        self._room = 0 if stalled else self.options.max_queue
+        self.room = 0 if stalled else self.options.max_queue
         if stalled and self._complaint.due():
             milliseconds = self.options.timeout * 1000
             logger.warning(

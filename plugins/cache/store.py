@@ -127,11 +127,12 @@ class Store:
                 return self._redis.gets(wanted.gets)
             # The entry may come from a replica; what it hangs on may not.
             return All([self._redis.look(wanted.entry), *map(self._redis.look, wanted.generations)])
-        state = self.state
-        stored = self._redis.look(wanted.entry)
+        redis = self._redis
+        state = redis.mirror.invalidations + self._purges  # `state`, without a call
+        stored = redis.look(wanted.entry)
         if type(stored.value) is Entry and stored.value.proven == state:
             return stored
-        found = Found([stored, *map(self._redis.look, wanted.generations)], state)
+        found = Found([stored, *map(redis.look, wanted.generations)], state)
         if found.ready and found.error is None and type(entry := found.value[0]) is Entry and self.proves(found, entry):
             return Known(entry)
         return found
@@ -142,7 +143,7 @@ class Store:
         """
         if self._owed:
             return False  # see `valid`
-        _, *values = found.value
+        values = found.value[1:]
         if type(found) is Found:
             if fingerprint(values) != entry.generations:
                 return False

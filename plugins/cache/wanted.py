@@ -22,29 +22,34 @@ class Wanted:
         generations: the keys it hangs on: those of its address, then those of its tags.
     """
 
-    __slots__ = ("_gets", "entry", "generations")
+    __slots__ = ("_decoder", "_gets", "entry", "generations")
 
     def __init__(self, place: bytes, generations: Sequence[bytes]) -> None:
         self.entry = Read("GET", place, parse=decode, bulk=True, anywhere=True)
         self.generations = tuple([_generation(name) for name in generations])
+        self._decoder = Decoder()
         self._gets: Gets | None = None
 
     @property
     def gets(self) -> Gets:
-        """All of it in one command."""
-        if self._gets is None:
-            stored = Read("GET", self.entry.key, parse=Decoder().decode, bulk=True)
+        """All of it in one command. What was small the last time comes with the decisions: one wake-up for both."""
+        gets = self._gets
+        if gets is None:
+            stored = Read("GET", self.entry.key, parse=self._decoder.decode, bulk=True)
             # What a generation looks like does not matter: it is what it was, or not.
-            self._gets = Gets([stored, *[Read("GET", read.key) for read in self.generations]])
-        return self._gets
+            gets = self._gets = Gets([stored, *[Read("GET", read.key) for read in self.generations]])
+        gets.bulk = not self._decoder.small
+        return gets
 
 
 class Decoder:
     """Decodes what mostly is what it was the last time."""
 
-    __slots__ = ("_raw", "_stored")
+    __slots__ = ("_raw", "_stored", "small")
 
     def __init__(self) -> None:
+        self.small = False
+        """It was there, and no decision is late for it: see `Redis.ask`."""
         self._raw: bytes | None = None
         self._stored: Stored | None = None
 
@@ -52,9 +57,11 @@ class Decoder:
         """See `entry.decode`."""
         if raw is not None and raw == self._raw:
             return self._stored
+        self.small = False
         stored = decode(raw)
         if raw is not None and len(raw) <= MAX_REMEMBERED_BYTES:
             self._raw, self._stored = raw, stored
+            self.small = True
         return stored
 
 

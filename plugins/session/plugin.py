@@ -10,7 +10,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import Field, StringConstraints, model_validator
@@ -63,8 +62,7 @@ MAX_TTL: Final = 10 * 365 * 86400.0
 MAX_REMEMBERED_TOUCHES: Final = 10_000
 MAX_TOUCHES_IN_FLIGHT: Final = 1000
 MAX_REMEMBERED_USERS: Final = 10_000
-MAX_PARSED: Final = 4096
-MAX_PARSED_BYTES: Final = 1024
+MAX_SAME_BYTES: Final = 1024
 
 NOT_NOTED: Final = object()
 
@@ -86,6 +84,29 @@ class Found:
     """The same as it stands in Redis; empty where the hash does not tell."""
     changes: Changes
     """The header lines that tell the upstream, as `Request.changes` takes them."""
+
+
+class Same:
+    """Reads replies that mostly are what they were the last time.
+
+    Args:
+        parse: reads one that is not.
+    """
+
+    __slots__ = ("_found", "_parse", "_reply")
+
+    def __init__(self, parse: Callable[[dict[bytes, bytes]], Found | None]) -> None:
+        self._parse = parse
+        self._reply: dict[bytes, bytes] | None = None
+        self._found: Found | None = None
+
+    def __call__(self, reply: dict[bytes, bytes]) -> Found | None:
+        if reply == self._reply:
+            return self._found
+        found = self._parse(reply)
+        if sum([len(name) + len(value) for name, value in reply.items()]) <= MAX_SAME_BYTES:
+            self._reply, self._found = reply, found
+        return found
 
 
 class Session(Plugin):
@@ -161,8 +182,6 @@ class Session(Plugin):
         self._layout = self.layout("gateway")
         self._redis: Redis | None = None
         self._mirrored = False
-        self._fields = tuple({name.encode() for name in (config.user_field, config.expires_field, *self._headers)})
-        self._parse_items = lru_cache(MAX_PARSED)(self._parse)
         self._users: OrderedDict[bytes, str] = OrderedDict()
         self._touched: dict[str, float] = {}
         self._touching: set[asyncio.Task[None]] = set()
@@ -244,7 +263,8 @@ class Session(Plugin):
         user = found.user
         if request.guess != user and not isinstance(request.answers[self], Known):
             self._remember(request.notes[self].key, user)
-        request.speaks_for(user)
+        if request.user is not user or request.identity is not user:
+            request.speaks_for(user)
         request.changes.update(found.changes)
 
     def _read(self, request: Request) -> Read | Known | None:
@@ -259,7 +279,7 @@ class Session(Plugin):
         # Redis never returns a key past its TTL, but tells only later that it has gone: what is kept needs its end.
         if self._mirrored and not self.config.expires_field:
             return Read(READ, key, parse=self._lasting)
-        return Read("HGETALL", key, parse=self._found)
+        return Read("HGETALL", key, parse=self._found if self._mirrored else Same(self._found))
 
     def _remember(self, key: bytes, user: str) -> None:
         """For the next one who comes with this session, so that others need not wait for Redis to tell them."""
@@ -290,12 +310,12 @@ class Session(Plugin):
         return response
 
     def _found(self, reply: Any) -> Found | None:
-        """The reply to HGETALL; without a mirror it mostly is what it was the last time.
+        """The reply to HGETALL.
 
         Raises:
             ValueError: it is not a session.
         """
-        return self._known(reply) if reply else None
+        return self._parse(reply) if reply else None
 
     def _lasting(self, reply: Any) -> Found | None:
         """The reply to `read.lua`.
@@ -306,18 +326,10 @@ class Session(Plugin):
         left, flat = reply
         if not flat:
             return None
-        found = self._known(dict(zip(flat[::2], flat[1::2], strict=True)))
+        found = self._parse(dict(zip(flat[::2], flat[1::2], strict=True)))
         return found if left < 0 else replace(found, expires=self.clock() + left / 1000)
 
-    def _known(self, fields: Mapping[bytes, bytes]) -> Found:
-        # Of what an application keeps in its sessions only these are looked at, and kept.
-        items = tuple([(name, fields[name]) for name in self._fields if name in fields])
-        return (self._parse_items if sum([len(value) for _, value in items]) <= MAX_PARSED_BYTES else self._parse)(
-            items
-        )
-
-    def _parse(self, items: tuple[tuple[bytes, bytes], ...]) -> Found:
-        fields = dict(items)
+    def _parse(self, fields: Mapping[bytes, bytes]) -> Found:
         user = field_of(fields, self.config.user_field)
         if not 0 < len(user) <= MAX_USER:
             raise ValueError(f"a user's id of {len(user)} characters")

@@ -14,16 +14,19 @@ from tests.harness import Valkey, eventually, free_port
 from tests.store.conftest import MakeStore
 
 
-@pytest.mark.parametrize(("count", "writes"), [(20, 1), (32, 1), (33, 2), (100, 4)])
+@pytest.mark.parametrize(("requests", "writes"), [(20, 1), (31, 1), (33, 2), (100, 4)])
 async def test_the_questions_of_one_tick_leave_together(
-    make: MakeStore, redis_url: str, count: int, writes: int
+    make: MakeStore, redis_url: str, requests: int, writes: int
 ) -> None:
-    """In one write; of many, so many at once that Redis does not wait for the last."""
+    """In one write; those of many requests, so many at once that Redis does not wait for the last."""
     store = await make(redis_url)
     main = store.links[0]
     before = main.writes
-    answers = [store.ask("SET", f"k{i}", i) for i in range(count)]
-    assert await asyncio.gather(*answers) == [b"OK"] * count
+    answers = []
+    for number in range(requests):
+        answers += [store.ask("SET", f"k{number}", 1), store.ask("SET", f"l{number}", 1)]
+        store.all_asked()
+    assert await asyncio.gather(*answers) == [b"OK"] * 2 * requests
     assert main.writes == before + writes
 
 
