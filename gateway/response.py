@@ -82,15 +82,15 @@ class Response:
         self.body = body
         self.length = length
         self.outcome = outcome
-        self._headers: CIMultiDict[str] | None = CIMultiDict(headers or {})
+        self._headers: CIMultiDict[str] | None = None if headers is None else CIMultiDict(headers)
+        # Where that is None: whole lines and the names in them, and lines behind those and theirs.
         self._head = b""
         self._names: Collection[bytes] = ()
         self._extra: list[bytes] | None = None
-        self._added: list[bytes] = []
+        self._added: list[bytes]  # there once `_extra` is
 
-    @classmethod
+    @staticmethod
     def prebuilt(
-        cls,
         status: int,
         head: bytes,
         names: Collection[bytes],
@@ -106,17 +106,10 @@ class Response:
             head: whole lines, each `Name: value\\r\\n`, without a hop-by-hop field or `Content-Length`.
             names: the lower-cased names in `head`.
         """
-        self = cls.__new__(cls)
-        self.status = status
+        self = Response(status, None, body, length=length, outcome=outcome)
         self.reason = reason
-        self.body = body
-        self.length = length
-        self.outcome = outcome
-        self._headers = None
         self._head = head
         self._names = names
-        # Lines behind `head`, and the names in them.
-        self._extra = None
         return self
 
     def __repr__(self) -> str:

@@ -7,6 +7,8 @@ import time
 from email.utils import formatdate
 from typing import Any, Final
 
+from mypy_extensions import mypyc_attr
+
 from gateway.request import Head, Request
 from gateway.response import REASONS, Response
 
@@ -28,6 +30,7 @@ _status_lines: dict[tuple[int, str | None], bytes] = {}
 _date: tuple[int, bytes] = (0, b"")
 
 
+@mypyc_attr(native_class=False)
 class ClientTooSlow(ConnectionError):
     """The client did not take what was sent to it within `server.send_timeout`."""
 

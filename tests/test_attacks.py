@@ -14,10 +14,11 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.request import Head, Request, users_of
+from gateway.request import users_of
 from plugins.session import Layout, create_session_async
 from tests.conftest import StartGateway
 from tests.harness import UpstreamServer, eventually, raw_exchange
+from tests.requests import bare_request
 
 KNOWN = b"GET /known HTTP/1.1\r\nHost: a\r\n\r\n"
 MIRRORS = pytest.mark.parametrize("mirror", [64 << 20, 0], ids=["mirror", "no mirror"])
@@ -149,10 +150,7 @@ async def test_who_has_a_foisted_session_is_not_answered_later_with_what_was_mad
 
 @given(st.lists(st.text("&:1ab\0", min_size=1, max_size=4), min_size=1, max_size=4))
 def test_an_identity_is_of_just_the_users_that_were_named(users: list[str]) -> None:
-    head = Head()
-    for name in Head.__slots__:
-        setattr(head, name, None)
-    request = Request(head, None, "1", 0.0, "::1")  # type: ignore[arg-type]
+    request = bare_request()
     for user in users:
         request.speaks_for(user)
     assert request.user == users[-1]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
+from mypy_extensions import mypyc_attr
 
 from gateway.observe.access_log import AccessLog
 from gateway.observe.lag import LoopLag
@@ -74,6 +75,7 @@ class Note:
         self.series: dict[tuple[int, str], Series] = {}
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Observer:
     """Takes one note of each request.
 

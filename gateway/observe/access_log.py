@@ -11,6 +11,8 @@ import asyncio
 import logging
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 from gateway.observe.metrics import Counter
 from gateway.observe.outlet import PIPE_BUF, open_outlet
 
@@ -21,6 +23,7 @@ FLUSH_BYTES: Final = 64 << 10
 MAX_LINE: Final = PIPE_BUF
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class AccessLog:
     """Lines for a file descriptor.
 

@@ -15,7 +15,9 @@ MAX_SERIES: Final = 2000
 """Most label combinations of one metric; those past it are counted together, each label being `other`."""
 OTHER: Final = "other"
 
-SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SECONDS: Final[tuple[float, ...]] = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
 """Bounds of the duration histograms, in seconds: Prometheus' own, and three below for answers from memory."""
 
 Snapshot = dict[str, dict[str, Any]]
@@ -28,7 +30,7 @@ class Counter:
     __slots__ = ("value",)
 
     def __init__(self) -> None:
-        self.value: float = 0
+        self.value = 0.0
 
     def __repr__(self) -> str:
         return f"<Counter {self.value}>"

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from gateway.store.link import Link
 
+from mypy_extensions import mypyc_attr
+
 from gateway.store.patience import finish, patience
 
 logger = logging.getLogger("gateway.redis")
@@ -41,6 +43,7 @@ class RedisTimeout(RedisDown):
     """The reply did not come in time; the command may have been carried out."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Answer:
     """An answer to a question. Await it, any number of times, for its value.
 
@@ -51,13 +54,14 @@ class Answer:
         bulky: it may be large, and come long after others.
     """
 
-    __slots__ = ()
+    __slots__ = ("error", "ready", "value")
 
     bulky = False
 
-    ready: bool
-    value: Any
-    error: RedisError | None
+    def __init__(self, value: Any = None, error: RedisError | None = None, *, ready: bool = True) -> None:
+        self.ready = ready
+        self.value: Any = value
+        self.error: RedisError | None = error
 
     def then(self, callback: Callable[[Answer], None]) -> None:
         """Call this once the answer is ready: at once, or from the read that brings it."""
@@ -73,13 +77,12 @@ class Answer:
 class Known(Answer):
     """An answer that is already there: awaiting it does not suspend."""
 
-    __slots__ = ("value",)
-
-    ready = True
-    error = None
+    __slots__ = ()
 
     def __init__(self, value: Any) -> None:
+        self.ready = True
         self.value = value
+        self.error = None
 
     def __repr__(self) -> str:
         return f"Known({self.value!r})"
@@ -88,20 +91,22 @@ class Known(Answer):
 class Down(Answer):
     """An answer that will not come: awaiting it raises."""
 
-    __slots__ = ("error",)
-
-    ready = True
-    value = None
+    __slots__ = ()
 
     def __init__(self, error: RedisError) -> None:
-        self.error = error
+        super().__init__(None, error)
 
 
-class _Several(list[Callable[[Answer], None]]):
+class _Several:
     """Callbacks as one: most replies have one asker, a read may have many."""
 
+    __slots__ = ("callbacks",)
+
+    def __init__(self, *callbacks: Callable[[Answer], None]) -> None:
+        self.callbacks = [*callbacks]
+
     def __call__(self, answer: Answer) -> None:
-        for callback in self:
+        for callback in self.callbacks:
             try:
                 callback(answer)
             except Exception:
@@ -116,15 +121,14 @@ class Waiting(Protocol):
     def fail(self, error: RedisDown) -> bool: ...
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Reply(Answer):
     """A reply that is on its way. A link calls `settle`, `refuse` or `fail`; what comes late is dropped."""
 
-    __slots__ = ("_callback", "error", "ready", "value")
+    __slots__ = ("_callback",)
 
     def __init__(self) -> None:
-        self.ready = False
-        self.value = None
-        self.error = None
+        super().__init__(ready=False)
         self._callback: Callable[[Answer], None] | None = None
 
     def __repr__(self) -> str:
@@ -158,9 +162,8 @@ class Reply(Answer):
 
     def _arrived(self) -> None:
         self.ready = True
-        callback = self._callback
+        callback, self._callback = self._callback, None
         if callback is not None:
-            self._callback = None
             try:
                 callback(self)
             except Exception:
@@ -173,9 +176,9 @@ class Reply(Answer):
         elif self._callback is None:
             self._callback = callback
         elif type(self._callback) is _Several:
-            self._callback.append(callback)
+            self._callback.callbacks.append(callback)
         else:
-            self._callback = _Several((self._callback, callback))
+            self._callback = _Several(self._callback, callback)
 
     def __await__(self) -> Generator[Any, None, Any]:
         if not self.ready:

@@ -22,6 +22,8 @@ from array import array
 from collections.abc import Iterable
 from typing import Any, Final
 
+from mypy_extensions import mypyc_attr
+
 from gateway.store.answer import Known
 
 # What an entry takes beside the bytes of its key and its reply: objects, slots, the allocator's rounding. Measured as
@@ -74,6 +76,7 @@ class _Kept(Known):
     """
 
     __slots__ = ("key", "newer", "older", "reads", "weight")
+    __deletable__ = ("newer", "older")
 
     key: bytes
     reads: int
@@ -121,6 +124,7 @@ class _Queue:
         self.bytes += size
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Mirror:
     """A bounded map of keys to what was read of them.
 

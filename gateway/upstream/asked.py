@@ -28,8 +28,7 @@ class Asked(Reply):
     """
 
     __slots__ = ("_request", "connection", "head", "started")
-
-    value: Response | None
+    __deletable__ = ("_request",)
 
     def __init__(self, request: Request, connection: UpstreamConnection, head: bytes) -> None:
         super().__init__()
@@ -61,7 +60,8 @@ class Asked(Reply):
         except BaseException:
             self.abandon()
             raise
-        return self.value
+        response: Response | None = self.value
+        return response
 
 
 def answered(head: AnswerHead, body: Body) -> Response:

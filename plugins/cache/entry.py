@@ -127,6 +127,26 @@ class Entry:
         self.proven = -1
         self.proof: list[bytes | None] | None = None
 
+    def __copy__(self) -> Entry:
+        one = Entry(
+            self.status,
+            self.plan,
+            self.head,
+            self.names,
+            self.body,
+            generations=self.generations,
+            tags=self.tags,
+            reason=self.reason,
+            prior=self.prior,
+            hard=self.hard,
+            coding=self.coding,
+            part=self.part,
+            cost=self.cost,
+            common=self.common,
+        )
+        one.proven, one.proof = self.proven, self.proof
+        return one
+
     def __repr__(self) -> str:
         return f"<Entry {self.status}, {len(self.body)} bytes, until {self.plan.expires:.0f}>"
 

@@ -125,8 +125,20 @@ class KeyedTarget(Target):
 
     __slots__ = ("_targets", "_written")
 
-    def __init__(self, targets: Targets, request: Request, *others: Any, **named: Any) -> None:
-        super().__init__(request, *others, **named)
+    def __init__(
+        self,
+        targets: Targets,
+        request: Request,
+        keys: Keys,
+        asked: tuple[Any, ...],
+        facts: Facts,
+        bypass: str | None,
+        *,
+        scope: Scope,
+        unsafe: bool,
+        unread: bool,
+    ) -> None:
+        super().__init__(request, keys, asked, facts, bypass, scope=scope, unsafe=unsafe, unread=unread)
         self._targets = targets
         self._written = targets.written(request)
 
@@ -287,12 +299,15 @@ class Targets:
             facts.steering,
             self._more(request, content),
         )
-        made = (request, self.keys, asked, facts, NOT_READ if unread else bypass)
+        keys, scope = self.keys, self._scope
+        why = NOT_READ if unread else bypass
         unsafe = not cached and method not in SAFE
         if self._writable:
-            target: Target = KeyedTarget(self, *made, scope=self._scope, unsafe=unsafe, unread=unread)
+            target: Target = KeyedTarget(
+                self, request, keys, asked, facts, why, scope=scope, unsafe=unsafe, unread=unread
+            )
         else:
-            target = Target(*made, scope=self._scope, unsafe=unsafe, unread=unread)
+            target = Target(request, keys, asked, facts, why, scope=scope, unsafe=unsafe, unread=unread)
         if len(self.commons) and (common := target.common) is not None and self.commons.known(common.digest):
             target.address, target.at_common = common, True
         return target

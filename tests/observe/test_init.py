@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -12,15 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.observe import Observer
-from gateway.observe.access_log import MAX_LINE
+from gateway.observe.access_log import MAX_LINE, AccessLog
 from gateway.observe.metrics import Metrics
+from gateway.request import Request
+from tests.requests import bare_request
 
 
-@dataclass
-class Lines:
+class Lines(AccessLog):
     """Where the log's lines go in these tests."""
 
-    lines: list[bytes] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
 
     def write(self, line: bytes) -> None:
         self.lines.append(line)
@@ -34,22 +35,14 @@ class Clock:
         return self.now
 
 
-def request(**changes: Any) -> Any:
-    values: dict[str, Any] = {
-        "method": "GET",
-        "path": "/users/42",
-        "client": "192.0.2.1",
-        "id": "n-1",
-        "started": 100.0,
-    }
-    values |= {"notes": {}, "trips": 1, "upstream_seconds": None, "route": "users", **changes}
-    values["route"] = SimpleNamespace(name=values["route"])
-    return SimpleNamespace(**values)
+def request(route: str = "users", **known: Any) -> Request:
+    named = SimpleNamespace(name=route)
+    return bare_request(**{"path": "/users/42", "id": "n-1", "started": 100.0, "trips": 1, "route": named, **known})
 
 
 def observer(now: float = 100.0, wall: float = 1_763_721_600.25) -> tuple[Observer, Lines, Clock, Clock]:
     lines, clock, wall_clock = Lines(), Clock(now), Clock(wall)
-    return Observer(Metrics(), lines, clock=clock, wall=wall_clock), lines, clock, wall_clock  # type: ignore[arg-type]
+    return Observer(Metrics(), lines, clock=clock, wall=wall_clock), lines, clock, wall_clock
 
 
 def values(metrics: Metrics, name: str) -> dict[tuple[str, ...], Any]:

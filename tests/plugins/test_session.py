@@ -13,12 +13,12 @@ import pytest
 import redis
 from hypothesis import example, given
 from hypothesis import strategies as st
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDict
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from gateway.console import settings
-from gateway.plugin import Known, Request
+from gateway.plugin import Known
 from gateway.store import Redis
 from gateway.store.link import LinkOptions
 from plugins.session import Layout, Session, create_session, create_session_async
@@ -26,6 +26,7 @@ from plugins.session import sessions as module
 from plugins.session.commands import commands, revoke_session, revoke_user, shown, span
 from plugins.session.sessions import CREATE, TOUCH, format_time, index_args, parse_time
 from tests.harness import eventually
+from tests.requests import bare_request
 
 DAY = 24 * 3600
 LAYOUT = Layout("gateway")
@@ -45,15 +46,6 @@ async def write(client: Any, session_id: str, **fields: Any) -> str:
     await client.hset(key, mapping=fields)
     await client.expire(key, DAY)
     return key
-
-
-def plain_request(*headers: tuple[str, str]) -> Request:
-    request = Request.__new__(Request)
-    request.headers = CIMultiDictProxy(CIMultiDict(headers))
-    request.user = request.identity = request.token = None
-    request.identity_pending = False
-    request.answers, request.changes, request.state, request.notes = {}, {}, {}, {}
-    return request
 
 
 @pytest.fixture
@@ -770,7 +762,7 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=50)
 async def test_no_request_makes_ask_raise(headers):
     plugin = Session(Session.Config(sources=("cookie", "bearer", "header")), "session")
     never_connected = Redis(LinkOptions("redis://127.0.0.1:1"))
-    request = plain_request(*headers)
+    request = bare_request(headers=CIMultiDict(headers))
     answer = plugin.ask(request, never_connected)
     assert answer is None or isinstance(answer, Known) or request.identity_pending
     assert request.changes == {b"x-user-id": None}

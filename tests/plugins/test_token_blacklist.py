@@ -14,12 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from hypothesis import example, given
 from hypothesis import strategies as st
-from multidict import CIMultiDict, CIMultiDictProxy
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from gateway.console import settings
-from gateway.plugin import Request, users_of
+from gateway.plugin import users_of
 from gateway.store import Redis
 from gateway.store.link import LinkOptions
 from plugins.session import create_session_async
@@ -28,6 +27,7 @@ from plugins.token_blacklist import plugin as module
 from plugins.token_blacklist.commands import AlreadyExpired, Place, commands, revoke_token, status_of
 from plugins.token_blacklist.tokens import Malformed, NotValid, bearer_of, claims_of, id_of, time_in
 from tests.harness import eventually
+from tests.requests import bare_request
 
 SECRET = "a secret of at least thirty-two bytes"
 DAY = 24 * 3600
@@ -488,9 +488,7 @@ async def test_no_token_makes_ask_raise(token):
     never_connected = Redis(LinkOptions("redis://127.0.0.1:1"))
     for keys in ({}, {"secret": SECRET}, {"hash_ids": False}):
         plugin = TokenBlacklist(TokenBlacklist.Config.model_validate(keys), "token")
-        request = Request.__new__(Request)
-        request.headers = CIMultiDictProxy(CIMultiDict({"Authorization": f"Bearer {token}"}))
-        request.state, request.notes, request.user, request.identity = {}, {}, None, None
+        request = bare_request(headers={"Authorization": f"Bearer {token}"})
         plugin.ask(request, never_connected)
         assert request.user is None, "nobody but the issuer names a user"
 

@@ -125,7 +125,7 @@ def resident():
 def answer(number):
     head = b'Content-Type: application/json\\r\\nCache-Control: max-age=60\\r\\nETag: "%016x"\\r\\n' % number
     plan = Plan(now, now + 60, now + 60, now + 90, now + 120, now + 120, False, ("accept-encoding",))
-    names = (b"content-type", b"cache-control", b"etag")
+    names = frozenset((b"content-type", b"cache-control", b"etag"))
     return encode(Entry(200, plan, head, names, os.urandom(8) * 128, generations=os.urandom(16)))
 
 now = time.time()

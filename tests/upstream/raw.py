@@ -9,9 +9,6 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
-from multidict import CIMultiDict, CIMultiDictProxy
-
-from gateway.request import Request
 from tests.harness import listening_socket
 
 Talk = Callable[["Conversation"], Awaitable[None]]
@@ -128,19 +125,3 @@ async def exchange(port: int, request: bytes) -> tuple[bytes, bytes]:
 
 def lines_of(head: bytes) -> list[bytes]:
     return [line for line in head.split(b"\r\n") if line]
-
-
-def bare_request(method: str = "GET", path: str = "/", headers: tuple[tuple[bytes, bytes], ...] = ()) -> Request:
-    """A request as the server makes it, without a server."""
-    request = Request.__new__(Request)
-    request.method, request.version, request.scheme = method, (1, 1), "http"
-    request.target = path
-    request.path, _, request.query = path.partition("?")
-    request.raw_headers = headers
-    pairs = [(name.decode(), value.decode("utf-8", "surrogateescape")) for name, value in headers]
-    request.headers = CIMultiDictProxy(CIMultiDict(pairs))
-    request.host = request.headers.get("Host", "").lower()
-    request.client = "192.0.2.1"
-    request.asked = request.connection = request.body = request.upgrade = request.upstream_seconds = None
-    request.changes, request.state, request.answers, request.notes = {}, {}, {}, {}
-    return request

@@ -10,8 +10,9 @@ import pytest
 from gateway import config
 from gateway.upstream.forward import Upstream
 from tests.harness import eventually
+from tests.requests import bare_request
 from tests.upstream.conftest import Front
-from tests.upstream.raw import OK, Conversation, answering, bare_request, exchange, raw_client, raw_upstream
+from tests.upstream.raw import OK, Conversation, answering, exchange, raw_client, raw_upstream
 from tests.upstream.test_forward import CUT, GARBAGE, Seen
 
 HEAD = b" / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n"

@@ -18,8 +18,9 @@ from gateway.response import Response
 from gateway.upstream import connection, forward
 from gateway.upstream.forward import Upstream
 from tests.harness import eventually
+from tests.requests import bare_request
 from tests.upstream.conftest import Front
-from tests.upstream.raw import OK, Conversation, answering, bare_request, exchange, raw_client, raw_upstream
+from tests.upstream.raw import OK, Conversation, answering, exchange, raw_client, raw_upstream
 
 GET = b"GET /s HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n"
 
@@ -96,7 +97,7 @@ def test_each_request_gets_its_own_answer_wherever_it_is_cut(answers):
             for number, (framing, tag, body, _) in enumerate(answers):
                 # Twice: what was remembered the first time must fit the second time.
                 for _ in range(2):
-                    request = bare_request(path=f"/{number}", headers=((b"Host", b"a"),))
+                    request = bare_request(target=f"/{number}", headers=((b"Host", b"a"),))
                     request.asked = upstream.begin(request)
                     response = await request.asked if request.asked is not None else None
                     if response is None:

@@ -14,7 +14,8 @@ from gateway.remembered import SEEN
 from gateway.upstream import heads
 from gateway.upstream.fields import END_TO_END, NOT_SENT
 from gateway.upstream.heads import PlainHeads, RequestHeads
-from tests.upstream.raw import bare_request, lines_of
+from tests.requests import bare_request
+from tests.upstream.raw import lines_of
 from tests.upstream.test_fields import FIELDS, VALUE
 
 VIA = b"Via: 1.1 gateway\r\n"
@@ -123,7 +124,7 @@ def test_there_is_one_host_line_and_it_is_the_right_one(host, changed, fields, l
 
 
 def test_the_path_stands_behind_the_upstreams_own_and_keeps_its_bytes():
-    request = bare_request(path="/a%2Fb/%C3%A9/\udcff?q=%20+&q=;&x")
+    request = bare_request(target="/a%2Fb/%C3%A9/\udcff?q=%20+&q=;&x")
     assert lines_of(head_of(request, prefix="/api/v1"))[0] == b"GET /api/v1/a%2Fb/%C3%A9/\xff?q=%20+&q=;&x HTTP/1.1"
 
 
@@ -184,7 +185,7 @@ def test_what_a_plugin_decides_for_each_request_is_not_remembered():
     upstream, notes, fields = maker(), {}, ((b"Host", b"a.example"),)
     for path, word in (("/a", b"one"), ("/a", b"two"), ("/b", b"two")):
         for name in ("Host", "X-Word"):
-            request = bare_request(path="/x", headers=fields)
+            request = bare_request(target="/x", headers=fields)
             request.notes = notes
             request.target = path
             request.set_header(name, word.decode())
@@ -198,7 +199,7 @@ def test_two_upstreams_do_not_share_what_they_remember():
     notes = {}
     first, second = maker(prefix="/one"), maker(prefix="/two")
     for upstream, line in ((first, b"GET /one/x HTTP/1.1"), (second, b"GET /two/x HTTP/1.1")) * 2:
-        request = bare_request(path="/x", headers=((b"Host", b"a"),))
+        request = bare_request(target="/x", headers=((b"Host", b"a"),))
         request.notes = notes
         assert lines_of(upstream.head(request))[0] == line
 

@@ -18,8 +18,9 @@ from gateway import config
 from gateway.upstream.forward import Upstream
 from gateway.upstream.pool import Pool, Slots
 from tests.harness import eventually, free_port
+from tests.requests import bare_request
 from tests.upstream.conftest import Front
-from tests.upstream.raw import OK, Conversation, answering, bare_request, exchange, lines_of, raw_upstream
+from tests.upstream.raw import OK, Conversation, answering, exchange, lines_of, raw_upstream
 
 GET = b"GET /s HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n"
 
@@ -177,7 +178,7 @@ async def test_who_waits_for_a_connection_is_served_in_turn_and_nobody_comes_in_
         upstream = Upstream("api", table(raw, max_connections=2))
         waiting = []
         for number in range(20):
-            request = bare_request(path=f"/{number:02}", headers=((b"Host", b"a"),))
+            request = bare_request(target=f"/{number:02}", headers=((b"Host", b"a"),))
             assert number < 2 or upstream.begin(request) is None
             waiting.append(asyncio.create_task(upstream(request)))
             await asyncio.sleep(0)

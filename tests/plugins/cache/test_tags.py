@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDict
 
 from gateway.plugin import Request
 from plugins.cache.config import CacheConfig
@@ -26,6 +26,7 @@ from plugins.cache.tags import (
 )
 from tests.conftest import StartGateway
 from tests.plugins.cache.conftest import Client
+from tests.requests import bare_request
 
 Say = Callable[..., None]
 
@@ -39,12 +40,7 @@ def requested(
     identity: str | None = None,
 ) -> Request:
     """A request of which only the head matters."""
-    request = Request.__new__(Request)
-    request.method, request.target, request.host = method, target, "api.test"
-    request.path, _, request.query = target.partition("?")
-    request.headers = CIMultiDictProxy(CIMultiDict(headers or {}))
-    request.params, request.identity = params or {}, identity
-    return request
+    return bare_request(method, target, headers or {}, host="api.test", params=params or {}, identity=identity)
 
 
 @pytest.mark.parametrize(

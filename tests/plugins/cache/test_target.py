@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiohttp import web
-from multidict import CIMultiDict
 
+from plugins.cache.keys import Keys
 from plugins.cache.target import Commons, Target, Targets
 from tests.conftest import StartGateway
 from tests.harness import Gateway, UpstreamServer, eventually, raw_exchange
 from tests.plugins.cache.conftest import Client, Clock
+from tests.requests import bare_request
 
 Say = Callable[..., None]
 
@@ -298,15 +300,19 @@ async def test_who_is_known_looks_where_answers_for_all_lie_once_one_was_met(
 ) -> None:
     say("/a")
     node = await gateway({"plugins": {"cache": {}}})
-    targets: Targets = node.plugins["cache"]._targets  # type: ignore[attr-defined]
+    cache: Any = node.plugins["cache"]
+    targets: Targets = cache._targets
     made: list[tuple[Any, Target]] = []
-    original = targets.target
 
-    def spy(request: Any, identity: str | None, *, unknown: bool) -> Target:
-        made.append((request, original(request, identity, unknown=unknown)))
-        return made[-1][1]
+    class Spy:
+        def target(self, request: Any, identity: str | None, *, unknown: bool) -> Target:
+            made.append((request, targets.target(request, identity, unknown=unknown)))
+            return made[-1][1]
 
-    targets.target = spy  # type: ignore[method-assign]
+        def __getattr__(self, name: str) -> Any:
+            return getattr(targets, name)
+
+    cache._targets = Spy()
     for who in ("", "ada", "ada", "bob"):
         await ask(node, headers={"Authorization": who} if who else {})
     nobody, ada, same, bob = (target for _, target in made)
@@ -333,15 +339,7 @@ async def test_who_is_known_looks_where_answers_for_all_lie_once_one_was_met(
 
 @pytest.mark.parametrize("scope", ["user", "shared"])
 async def test_only_scope_auto_has_answers_for_all_beside_those_for_one(scope: Any) -> None:
-    from types import SimpleNamespace
-
-    from plugins.cache.keys import Keys
-
     targets = Targets(Keys("g", "cache"), scope=scope, credentials=())
-    request: Any = SimpleNamespace(
-        raw_headers=((b"Authorization", b"x"),), headers=CIMultiDict(), state={}, notes={}, changes={},
-        body=None, upgrade=None,
-        method="GET", scheme="http", host="h", target="/",
-        route=SimpleNamespace(name="r", table=SimpleNamespace(upstream="default")),
-    )  # fmt: skip
+    route = SimpleNamespace(name="r", table=SimpleNamespace(upstream="default"))
+    request = bare_request(headers=((b"Host", b"h"), (b"Authorization", b"x")), route=route)
     assert targets.target(request, None, unknown=False).common is None
