@@ -8,36 +8,36 @@ import os
 
 from setuptools import Extension, setup
 
-HOT = """
-gateway/chain.py
-gateway/heads.py
-gateway/observe/__init__.py
-gateway/observe/access_log.py
-gateway/observe/metrics.py
-gateway/remembered.py
-gateway/request.py
-gateway/response.py
-gateway/store/answer.py
-gateway/store/asked.py
-gateway/store/link.py
-gateway/store/mirror.py
-gateway/store/prepared.py
-gateway/store/redis.py
-gateway/wire.py
-plugins/cache/answers.py
-plugins/cache/entry.py
-plugins/cache/generations.py
-plugins/cache/keys.py
-plugins/cache/lookup.py
-plugins/cache/policy.py
-plugins/cache/serving.py
-plugins/cache/store.py
-plugins/cache/target.py
-plugins/cache/wanted.py
-plugins/rate_limit/limits.py
-plugins/rate_limit/who.py
-plugins/token_blacklist/tokens.py
-""".split()
+HOT = [
+    "gateway/chain.py",
+    "gateway/heads.py",
+    "gateway/observe/__init__.py",
+    "gateway/observe/access_log.py",
+    "gateway/observe/metrics.py",
+    "gateway/remembered.py",
+    "gateway/request.py",
+    "gateway/response.py",
+    "gateway/store/answer.py",
+    "gateway/store/asked.py",
+    "gateway/store/link.py",
+    "gateway/store/mirror.py",
+    "gateway/store/prepared.py",
+    "gateway/store/redis.py",
+    "gateway/wire.py",
+    "plugins/cache/answers.py",
+    "plugins/cache/entry.py",
+    "plugins/cache/generations.py",
+    "plugins/cache/keys.py",
+    "plugins/cache/lookup.py",
+    "plugins/cache/policy.py",
+    "plugins/cache/serving.py",
+    "plugins/cache/store.py",
+    "plugins/cache/target.py",
+    "plugins/cache/wanted.py",
+    "plugins/rate_limit/limits.py",
+    "plugins/rate_limit/who.py",
+    "plugins/token_blacklist/tokens.py",
+]
 
 
 def translated() -> list[Extension]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from bench.compare import DISTURBED, Result, median
 from bench.rows import Contract
+from gateway import translated
 
 HEAD: Final = ("work", "req/s", "p50 ms", "p99 ms", "CPU µs", "trips", "baseline", "its req/s", "its p99", "its CPU µs")
 HEAD_MORE: Final = ("req/s ÷", "CPU ÷", "contract", "remarks")
@@ -107,6 +108,7 @@ def about(seconds: int, rounds: int) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "commit": said.stdout.strip() or "unknown",
         "Python": platform.python_version(),
+        "hot path": "in C" if translated() else "plain Python",
         "cores": len(os.sched_getaffinity(0)),
         "CPU": _cpu(),
         "rounds": rounds,

