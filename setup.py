@@ -9,7 +9,6 @@ import os
 from setuptools import Extension, setup
 
 HOT = [
-    "gateway/chain.py",
     "gateway/heads.py",
     "gateway/observe/__init__.py",
     "gateway/observe/access_log.py",
@@ -17,9 +16,9 @@ HOT = [
     "gateway/remembered.py",
     "gateway/request.py",
     "gateway/response.py",
+    "gateway/steps.py",
     "gateway/store/answer.py",
     "gateway/store/asked.py",
-    "gateway/store/link.py",
     "gateway/store/mirror.py",
     "gateway/store/prepared.py",
     "gateway/store/redis.py",
@@ -28,10 +27,7 @@ HOT = [
     "plugins/cache/entry.py",
     "plugins/cache/generations.py",
     "plugins/cache/keys.py",
-    "plugins/cache/lookup.py",
     "plugins/cache/policy.py",
-    "plugins/cache/serving.py",
-    "plugins/cache/store.py",
     "plugins/cache/target.py",
     "plugins/cache/wanted.py",
     "plugins/rate_limit/limits.py",

@@ -21,8 +21,9 @@ from gateway.forwarded import parse_ip
 from gateway.malformed import malformed
 from gateway.request import Head, Request
 from gateway.response import REFUSED, Response, problem
+from gateway.sending import drained
 from gateway.store import Answer
-from gateway.wire import Unsendable, drained, send_whole
+from gateway.wire import Unsendable, send_whole
 
 if TYPE_CHECKING:
     from gateway.plugin import Handler

@@ -31,8 +31,9 @@ from gateway.plugin import Handler
 from gateway.request import BodyBroken, BodyTimeout, BodyTooLarge, Head, Request
 from gateway.response import FAILED, Response, header_line, problem
 from gateway.routes import NO_PARAMS, MethodNotAllowed, Route, Routes
+from gateway.sending import Sent, send
 from gateway.store import Redis
-from gateway.wire import Sent, Unsendable, send
+from gateway.wire import Unsendable
 
 logger = logging.getLogger("gateway.server")
 

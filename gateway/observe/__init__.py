@@ -43,7 +43,7 @@ LINK_GAUGES: Final = {
 LINK_COUNTERS: Final = {
     "connects": "Connections made.",
     "timeouts": "Replies that did not come in time.",
-    "writes": "Writes to Redis: one per loop tick with questions, or one for each 32 of them.",
+    "writes": "Writes to Redis: one per loop tick with questions, or one for those of each 24 requests.",
     "commands": "Commands sent.",
 }
 MIRROR_COUNTERS: Final = {

@@ -21,7 +21,7 @@ logger = logging.getLogger("gateway.redis")
 
 MAX_COMPLAINTS: Final = 1000
 # What the first requests of a tick ask leaves as soon as it is there: Redis begins with it while the rest is made.
-AHEAD: Final = 32
+AHEAD: Final = 24
 # Characters of the last part of a key that the log shows.
 SHOWN: Final = 8
 # Commands that change nothing: after any other one this worker's own mirror must not answer for the key.

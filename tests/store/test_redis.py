@@ -14,7 +14,7 @@ from tests.harness import Valkey, eventually, free_port
 from tests.store.conftest import MakeStore
 
 
-@pytest.mark.parametrize(("requests", "writes"), [(20, 1), (31, 1), (33, 2), (100, 4)])
+@pytest.mark.parametrize(("requests", "writes"), [(20, 1), (24, 1), (25, 2), (100, 5)])
 async def test_the_questions_of_one_tick_leave_together(
     make: MakeStore, redis_url: str, requests: int, writes: int
 ) -> None:
