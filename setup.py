@@ -20,6 +20,7 @@ HOT = [
     "gateway/store/answer.py",
     "gateway/store/asked.py",
     "gateway/store/mirror.py",
+    "gateway/store/pipeline.py",
     "gateway/store/prepared.py",
     "gateway/store/redis.py",
     "gateway/wire.py",

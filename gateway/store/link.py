@@ -16,25 +16,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
 from dataclasses import dataclass
 from typing import Final, cast
 
-import hiredis
 from redis.exceptions import RedisError as ClientError
 
 from gateway.seldom import Seldom
-from gateway.store.answer import Answer, RedisDown, RedisError, RedisTimeout, Reply, Waiting
+from gateway.store.answer import Answer, RedisDown, RedisError, RedisTimeout, Reply
 from gateway.store.attempts import Attempts
 from gateway.store.handshake import Owner, check_server, handshake
+from gateway.store.pipeline import Pipeline, new_reader
 from gateway.store.prepared import pack
 from gateway.store.url import Address, tls_context
 
 logger = logging.getLogger("gateway.redis")
 
-NOT_COMPLETE: Final = object()
-# Errors that tell that nothing on this connection can be decided: it is dropped, and the next one is to the primary.
-NO_PRIMARY: Final = frozenset({"READONLY", "MASTERDOWN", "LOADING"})
 # The first command of the handshake may wait for a server that is still loading its data.
 CONNECT_SECONDS: Final = 5.0
 
@@ -54,7 +50,7 @@ class LinkOptions:
     read_from: str = "primary"
 
 
-class Link:
+class Link(Pipeline):
     """One auto-pipelined connection, made anew whenever it is lost.
 
     Args:
@@ -64,39 +60,18 @@ class Link:
     """
 
     def __init__(self, options: LinkOptions, owner: Owner, kind: str, server: str = "") -> None:
-        self.options = options
+        super().__init__(options, owner.on_push)
         self.kind = kind
         self.name = f"{kind} {server}" if server else kind
         self.where: Address | None = None
         """The server of this connection, or of the last one; None for a socket."""
-        self.up = False
-        self.stalled = False
-        """It is up, but a reply has not come within `timeout`, nor has one to a PING since."""
-        self.why_down = "not connected yet"
         self.server_version = ""
         self.connects = 0
-        self.writes = 0
-        self.commands = 0
         self.timeouts = 0
-        self.room = 0
-        """So many may wait for a reply; nobody may while it is down, or does not answer in time."""
         self._complaint = Seldom()
         self._owner = owner
-        self._on_push = owner.on_push
-        # per connection
-        self._transport: asyncio.Transport | None = None
-        self._reader = hiredis.Reader(notEnoughData=NOT_COMPLETE)
-        self.outbox: list[bytes] = []
-        self.replies: deque[Waiting | None] = deque()
-        """Who waits for one, in their order. `Redis.send` writes here and to `outbox` as `put` does."""
-        self._asked = 0  # how many commands were ever written on this connection
-        self._batches: deque[tuple[int, float]] = deque()  # (_asked at the flush, when)
-        self._timer: asyncio.TimerHandle | None = None
-        self._heard = 0.0
-        self._lost: asyncio.Event = asyncio.Event()
-        # for good
+        self._lost: asyncio.Event = asyncio.Event()  # per connection
         self._hurry: asyncio.Event = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
         self._attempts = Attempts(self.name, options.backoff_base, options.backoff_max)
         self._keeper: asyncio.Task[None] | None = None
         self._closing = False
@@ -105,92 +80,12 @@ class Link:
         state = "up" if self.up else f"down ({self.why_down})"
         return f"<Link {self.name} {state}, {len(self.replies)} waiting>"
 
-    # -- asking ------------------------------------------------------------------------------------
-
-    @property
-    def open(self) -> bool:
-        """Whether commands can be put: it is up, answers in time, and its queue has room."""
-        return len(self.replies) < self.room
-
-    @property
-    def takes(self) -> bool:
-        """The same for what nobody waits for: it may wait with a server that does not answer in time."""
-        return self.up and len(self.replies) < self.options.max_queue
-
-    @property
-    def waiting(self) -> int:
-        """How many replies are outstanding."""
-        return len(self.replies)
-
-    @property
-    def heard(self) -> float:
-        """When the server has last said something, by the loop's clock."""
-        return self._heard
-
-    def put(self, packed: bytes, entry: Waiting | None) -> None:
-        """Queue one packed command; the caller has looked at `open`, and calls `flush` this tick."""
-        self.outbox.append(packed)
-        self.replies.append(entry)
-
-    def flush(self) -> None:
-        """Write all that was put since the last flush, at once."""
-        outbox = self.outbox
-        if not outbox or self._transport is None:
-            return
-        self._transport.write(outbox[0] if len(outbox) == 1 else b"".join(outbox))
-        self.commands += len(outbox)
-        self._asked += len(outbox)
-        now = self._loop.time()
-        self._batches.append((self._asked, now))
-        if self._timer is None and self.up:  # the handshake has `CONNECT_SECONDS`
-            self._timer = self._loop.call_at(now + self.options.timeout, self._expire)
-        self.writes += 1
-        outbox.clear()
-
     # -- the wire ----------------------------------------------------------------------------------
 
     def made(self, transport: asyncio.Transport) -> None:
         """A new connection is there; the handshake follows."""
         self._transport = transport
         self._heard = self._loop.time()
-
-    def received(self, data: bytes) -> None:
-        """Bytes from the server."""
-        self._heard = self._loop.time()
-        reader = self._reader
-        waiting = self.replies
-        try:
-            reader.feed(data)
-            while (reply := reader.gets()) is not NOT_COMPLETE:
-                kind = type(reply)
-                if kind is hiredis.PushNotification:
-                    self._on_push(reply)
-                    continue
-                entry = waiting.popleft()
-                if kind is hiredis.ReplyError:
-                    self._refused(entry, str(reply))
-                    if self._transport is None:
-                        return
-                elif entry is not None:
-                    entry.settle(reply)
-        except (hiredis.HiredisError, IndexError) as error:
-            # Neither garbage nor a reply too many leaves a queue that can be trusted.
-            self.drop(f"protocol error: {error or 'a reply nobody asked for'}")
-
-    def _refused(self, entry: Waiting | None, error: str) -> None:
-        # When it was asked stands in the batch it left with; those before it have been answered.
-        number, batches = self._asked + len(self.outbox) - len(self.replies), self._batches
-        while batches and batches[0][0] < number:
-            batches.popleft()
-        asked = batches[0][1] if batches else self._heard
-        if error.partition(" ")[0] in NO_PRIMARY:
-            if entry is not None:
-                entry.fail(RedisDown(f"Redis is down: {error}"))
-            self.drop(error)
-        elif entry is not None:
-            entry.refuse(error, self, asked + self.options.timeout)
-        else:
-            logger.warning("redis: a command nobody waits for failed: %s", error)
 
     def lost(self, transport: asyncio.Transport, error: Exception | None) -> None:
         """A connection has ended; an earlier one's end says nothing about this one."""
@@ -270,7 +165,7 @@ class Link:
         self._hurry.set()
 
     async def _connect(self) -> None:
-        self._reader = hiredis.Reader(notEnoughData=NOT_COMPLETE)
+        self._reader = new_reader()
         self._asked = 0
         place, resolve = self._owner.place, self._owner.resolve
         if resolve is None:

@@ -12,6 +12,7 @@ from gateway.store.asked import Gathered, Reading, Run, Several
 from gateway.store.cluster import Cluster
 from gateway.store.link import Link, LinkOptions
 from gateway.store.mirror import Mirror
+from gateway.store.pipeline import Pipeline
 from gateway.store.prepared import CACHING_YES, Call, Gets, Part, Read, key_of, pack
 from gateway.store.script import Script
 from gateway.store.topology import Primary, primary_of
@@ -64,8 +65,8 @@ class Redis:
         """Whether a `Read` that may come from `anywhere` may be older than what was written before it."""
         self._cluster: Cluster | None = None
         self._primary: Primary | None = None
-        self._main: Link | None = None
-        self._bulk: Link | None = None
+        self._main: Pipeline | None = None
+        self._bulk: Pipeline | None = None
         if place.kind == "cluster":
             self._cluster = Cluster(
                 place,
@@ -241,7 +242,7 @@ class Redis:
         answers = [self._gets(part, self._link_of(part)) for part, _ in gets.by_slot]
         return Gathered(answers, [places for _, places in gets.by_slot])
 
-    def _gets(self, gets: Gets, link: Link) -> Answer:
+    def _gets(self, gets: Gets, link: Pipeline) -> Answer:
         if len(link.replies) >= link.room:
             return Down(self._why(link))
         reply = Several(self, gets)
@@ -290,16 +291,16 @@ class Redis:
         assert found is not None
         return found
 
-    def _link_of(self, question: Call | Read | Gets) -> Link:
+    def _link_of(self, question: Call | Read | Gets) -> Pipeline:
         return self._of_any().link_of(question)
 
-    def _link_for(self, command: Sequence[Part], bulk: bool) -> Link:
+    def _link_for(self, command: Sequence[Part], bulk: bool) -> Pipeline:
         if self._primary is not None:
             return self._primary.bulk if bulk else self._primary.main
         assert self._cluster is not None
         return self._cluster.link_for(key_of(command[1]) if len(command) > 1 else b"", bulk)
 
-    def send(self, link: Link, packed: bytes, entry: Waiting | None, mirrored: bytes | None = None) -> None:
+    def send(self, link: Pipeline, packed: bytes, entry: Waiting | None, mirrored: bytes | None = None) -> None:
         """Put a command on a link, and have it leave with this tick's write. For this package only.
 
         Args:
@@ -351,7 +352,7 @@ class Redis:
             self.mirror.lose(min(heard, default=self.loop.time()))
 
     @staticmethod
-    def _why(link: Link) -> RedisDown:
+    def _why(link: Pipeline) -> RedisDown:
         if link.stalled:
             return RedisTimeout(f"Redis does not answer within {link.options.timeout * 1000:.0f} ms")
         if link.up:
