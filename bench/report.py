@@ -71,7 +71,7 @@ def cells(result: Result) -> list[str]:
         f"{theirs['cpu']:.1f}",
         f"{result.ratio('rps'):.2f}",
         f"{result.ratio('cpu'):.2f}",
-        verdict(result.met(), wanted(result.work.contract)),
+        verdict(result.met(), wanted(result.work.contract) + (", by CPU" if result.by_cpu else "")),
         ", ".join(remarks),
     ]
 

@@ -30,7 +30,7 @@ class Contract:
     """What a row must reach. None: not asked for."""
 
     ratio: float | None = None
-    """At least so many times the baseline's requests a second."""
+    """At least so many times the baseline's requests a second, or requests a second of CPU."""
     trips: float | None = None
     """At most so many Redis round trips a request."""
     tail: float | None = None

@@ -63,6 +63,8 @@ def test_a_ratio_is_taken_inside_a_round() -> None:
         (Contract(), {}, None),
         (Contract(ratio=2.0), {"rps": 200.0}, True),
         (Contract(ratio=2.0), {"rps": 199.0}, False),
+        (Contract(ratio=2.0), {"rps": 199.0, "cpu": 5.1}, False),
+        (Contract(ratio=2.0), {"rps": 199.0, "cpu": 5.0}, True),
         (Contract(ratio=2.0), {"rps": 300.0, "bad": 1.0}, False),
         (Contract(trips=1.0), {"trips": 1.004}, True),
         (Contract(trips=1.0), {"trips": 1.01}, False),

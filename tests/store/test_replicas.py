@@ -154,6 +154,8 @@ async def test_a_killed_replica_costs_nothing_but_its_mirror(make: MakeStore, pa
 async def test_a_replica_that_has_stopped_is_waited_for_once(make: MakeStore, pair: Pair) -> None:
     store = await make(pair.url, read_from="replica", timeout=0.1)
     await pair.write(KEY, "page")
+    # A cluster that was just made may name another primary for a moment: the link to the replica is then made again.
+    await eventually(lambda: all(link.up for link in store.all_links))
     pair.replica.pause()
     try:
         with pytest.raises(RedisDown):
