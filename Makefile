@@ -83,9 +83,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
 	$(PIP) install -r requirements-dev.lock
 	@touch $@
 
-build/compiled/.made: $(VENV)/.installed-dev setup.py $(SOURCES)
+build/compiled/.made: $(VENV)/.installed-dev setup.py config.toml $(SOURCES)
 	rm -rf build/compiled build/lib* build/temp* build/bdist*
 	GATEWAY_COMPILED=1 PYTHONPATH= $(PIP) install --no-deps --no-build-isolation --target build/compiled .
+	cp config.toml build/compiled/
 	@touch $@
 
 lock:
