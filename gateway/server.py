@@ -204,9 +204,7 @@ class Server(web.Server):
             status: `CLIENT_GONE` where the client had gone.
             size: bytes of the answer.
         """
-        self.in_flight -= 1
-        if not self.in_flight:
-            self._quiet.set()
+        self.left()
         if self.observer is not None:
             self.observer.record(request, status, size, outcome)
 

@@ -59,7 +59,10 @@ class Pipeline:
 
     @property
     def open(self) -> bool:
-        """Whether commands can be put: it is up, answers in time, and its queue has room."""
+        """Whether commands can be put: it is up, answers in time, and its queue has room.
+
+        `Redis` has this written out where each request comes by.
+        """
         return len(self.replies) < self.room
 
     @property

@@ -117,28 +117,12 @@ class Target:
 
 
 class KeyedTarget(Target):
-    """One whose key has fields in it that plugins before the cache may have written.
-
-    Args:
-        written: these, as far as they are; see `Targets.written`.
-    """
+    """One whose key has fields in it that plugins before the cache may have written. `keep` follows at once."""
 
     __slots__ = ("_targets", "_written")
 
-    def __init__(
-        self,
-        targets: Targets,
-        request: Request,
-        keys: Keys,
-        asked: tuple[Any, ...],
-        facts: Facts,
-        bypass: str | None,
-        *,
-        scope: Scope,
-        unsafe: bool,
-        unread: bool,
-    ) -> None:
-        super().__init__(request, keys, asked, facts, bypass, scope=scope, unsafe=unsafe, unread=unread)
+    def keep(self, targets: Targets, request: Request) -> None:
+        """Note which of these are, see `Targets.written`."""
         self._targets = targets
         self._written = targets.written(request)
 
@@ -302,12 +286,10 @@ class Targets:
         keys, scope = self.keys, self._scope
         why = NOT_READ if unread else bypass
         unsafe = not cached and method not in SAFE
-        if self._writable:
-            target: Target = KeyedTarget(
-                self, request, keys, asked, facts, why, scope=scope, unsafe=unsafe, unread=unread
-            )
-        else:
-            target = Target(request, keys, asked, facts, why, scope=scope, unsafe=unsafe, unread=unread)
+        kind = KeyedTarget if self._writable else Target
+        target = kind(request, keys, asked, facts, why, scope=scope, unsafe=unsafe, unread=unread)
+        if isinstance(target, KeyedTarget):
+            target.keep(self, request)
         if len(self.commons) and (common := target.common) is not None and self.commons.known(common.digest):
             target.address, target.at_common = common, True
         return target

@@ -263,8 +263,7 @@ class Session(Plugin):
         user = found.user
         if request.guess != user and not isinstance(request.answers[self], Known):
             self._remember(request.notes[self].key, user)
-        if request.user is not user or request.identity is not user:
-            request.speaks_for(user)
+        request.speaks_for(user)
         request.changes.update(found.changes)
 
     def _read(self, request: Request) -> Read | Known | None:
